@@ -1,0 +1,1 @@
+//! Model files: safetensors (sharded), GGUF, Hugging Face config.json. Knows no model.

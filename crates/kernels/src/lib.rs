@@ -1,0 +1,1 @@
+//! Raw compute on slices, forward and backward: SIMD by run-time dispatch, threads by rayon.

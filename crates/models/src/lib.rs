@@ -1,0 +1,1 @@
+//! One short file per model family, and a registry keyed by Hugging Face architectures.

@@ -1,0 +1,1 @@
+//! Layers and the seams around them: LayerFactory, Role, ParamStore, KvCache.

@@ -1,0 +1,1 @@
+//! Logits to a token: processors and strategies. Pure; knows no model.

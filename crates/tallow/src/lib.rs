@@ -1,0 +1,1 @@
+//! Tallow, an LLM framework on candle: the facade that other projects import.

@@ -1,0 +1,1 @@
+//! Development only: finite differences, comparisons with tolerances, tiny models.

@@ -1,0 +1,1 @@
+//! Train, load, encode and decode BPE, WordPiece and Unigram tokenizers. Knows no tensors.
