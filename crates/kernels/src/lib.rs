@@ -1,1 +1,9 @@
-//! Raw compute on slices, forward and backward: SIMD by run-time dispatch, threads by rayon.
+//! Raw compute on slices, forward and backward as plain functions.
+//!
+//! For: the arithmetic of every op of Tallow on the CPU, chosen at run time for the machine, threaded by rayon.
+//! Not for: tensors, autograd or models (see `tallow-ops`). Nothing here allocates a result unless its name says so:
+//! callers pass output slices.
+//!
+//! Almost all `unsafe` of the project lives in this crate. Each function is tested against a scalar `f64` reference over
+//! odd sizes and unaligned slices.
+
