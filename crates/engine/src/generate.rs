@@ -1,0 +1,115 @@
+//! Continuing one row of ids.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+use tallow_models::Decoder;
+use tallow_nn::{ContiguousCache, ForwardContext, KvCache};
+use tallow_ops::{KeyRanges, linear, no_grad};
+use tallow_sampler::{Sampler, SamplerOptions};
+
+use crate::{Error, Result};
+
+/// Tokens of a prompt that are run at once, so that a long prompt needs bounded memory.
+const PROMPT_CHUNK: usize = 512;
+
+/// How to continue.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateOptions {
+    /// The most tokens to generate; generation also ends where the model's positions do.
+    pub max_tokens: usize,
+    /// How a token is drawn.
+    pub sampler: SamplerOptions,
+    /// Ids that end the text; the one that ended it is not part of the result.
+    pub stop_ids: Vec<u32>,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// A stop id, or the caller said so.
+    Stop,
+    /// `max_tokens`, or the model has no more positions.
+    Length,
+}
+
+/// What was generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The new ids, without the prompt and without a stop id.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// Continues `prompt`. `on_token` gets each new id as it is drawn and returns whether to go on.
+///
+/// # Errors
+/// If the prompt is empty, longer than the model's positions, or has an id outside its vocabulary.
+pub fn generate(
+    model: &dyn Decoder,
+    device: &Device,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    on_token: &mut dyn FnMut(u32) -> bool,
+) -> Result<Generation> {
+    let limit = check(model, prompt, 1)?;
+    let mut sampler = Sampler::new(options.sampler.clone())?;
+    let capacity = limit.min(prompt.len().saturating_add(options.max_tokens));
+    let mut cache = ContiguousCache::new(model.shape().num_layers, capacity, model.head().dtype(), device);
+    let mut history = prompt.to_vec();
+    let mut pending = prompt.to_vec();
+    let mut finish_reason = FinishReason::Length;
+    for _ in 0..options.max_tokens {
+        if history.len() > capacity {
+            break;
+        }
+        let logits = no_grad(|| next_logits(model, device, &pending, &mut cache))?;
+        let id = sampler.sample(&logits, &history)?.id;
+        if options.stop_ids.contains(&id) {
+            finish_reason = FinishReason::Stop;
+            break;
+        }
+        history.push(id);
+        pending = vec![id];
+        if !on_token(id) {
+            finish_reason = FinishReason::Stop;
+            break;
+        }
+    }
+    Ok(Generation { ids: history.split_off(prompt.len()), finish_reason })
+}
+
+/// Runs `ids` behind what the cache holds; the logits of the token after them, f32 `[v]`.
+fn next_logits(model: &dyn Decoder, device: &Device, ids: &[u32], cache: &mut ContiguousCache) -> Result<Vec<f32>> {
+    let mut last = None;
+    for chunk in ids.chunks(PROMPT_CHUNK) {
+        let (held, t) = (cache.len(), chunk.len());
+        let ranges = KeyRanges::causal_window(1, t, held + t, model.shape().sliding_window)?;
+        let positions = (held as u32..(held + t) as u32).collect();
+        let mut cx = ForwardContext::whole(Arc::new(positions), Arc::new(ranges));
+        cx.cache = Some(cache);
+        let x = model.hidden(&Tensor::from_slice(chunk, (1, t), device)?, &mut cx)?;
+        last = Some(x.narrow(1, t - 1, 1)?);
+    }
+    let x = last.ok_or(Error::Empty { needed: 1 })?;
+    let logits = linear(&x.contiguous()?, model.head(), None)?.flatten_all()?;
+    Ok(logits.to_dtype(DType::F32)?.to_vec1()?)
+}
+
+/// Refuses ids that the model cannot take; returns the number of its positions.
+pub(crate) fn check(model: &dyn Decoder, ids: &[u32], needed: usize) -> Result<usize> {
+    let (vocab_size, limit) = (model.shape().vocab_size, model.shape().max_positions);
+    if ids.len() < needed {
+        return Err(Error::Empty { needed });
+    }
+    if ids.len() > limit {
+        return Err(Error::Context { given: ids.len(), limit });
+    }
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        Some(&id) => Err(Error::Vocabulary { id, vocab_size }),
+        None => Ok(limit),
+    }
+}

@@ -1,0 +1,177 @@
+//! [`Checkpoint`]: a model in files, opened but not yet read.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tallow_formats::TensorSource;
+use tallow_formats::gguf::GgufFile;
+use tallow_formats::hf::ModelDir;
+use tallow_nn::{Fill, ParamSpec};
+
+use crate::{Error, ModelConfig, Result, gguf, parse_config};
+
+/// Tensors that checkpoints carry and models compute: nothing is lost by leaving them.
+const COMPUTED: &[&str] = &["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "self_attn.rotary_emb.inv_freq"];
+
+/// How a file names its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Naming {
+    /// As the model does.
+    HuggingFace,
+    /// As the model does, without `transformer.` in front (GPT-2 as it was first published).
+    HuggingFaceBare,
+    /// GGUF's names, query and key rows in GGUF's order.
+    Gguf,
+}
+
+/// A model in a Hugging Face directory or a GGUF file: its configuration, and its tensors as a [`Fill`].
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Box<dyn ModelConfig>,
+    hf_config: Value,
+    unknown_keys: Vec<String>,
+    source: Box<dyn TensorSource>,
+    naming: Naming,
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face directory.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, or the architecture is not supported.
+    pub fn open_dir(dir: &ModelDir) -> Result<Self> {
+        let path = dir.path().to_path_buf();
+        let config_path = path.join("config.json");
+        let hf_config = dir.config().clone();
+        let parsed = parse_config(&hf_config).map_err(|e| e.in_file(&config_path))?;
+        let source = dir.open_weights()?;
+        let bare = source.info("wte.weight").is_some();
+        let naming = if bare { Naming::HuggingFaceBare } else { Naming::HuggingFace };
+        Ok(Self { path, config: parsed.config, hf_config, unknown_keys: parsed.unknown_keys, source, naming })
+    }
+
+    /// Opens a GGUF file.
+    ///
+    /// # Errors
+    /// If the file is malformed, or its architecture is not supported.
+    pub fn open_gguf(file: GgufFile) -> Result<Self> {
+        let path = file.path().to_path_buf();
+        let hf_config = gguf::config_of(&file).map_err(|e| e.in_file(&path))?;
+        let parsed = parse_config(&hf_config).map_err(|e| e.in_file(&path))?;
+        let source = Box::new(file);
+        Ok(Self { path, config: parsed.config, hf_config, unknown_keys: vec![], source, naming: Naming::Gguf })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &dyn ModelConfig {
+        self.config.as_ref()
+    }
+
+    /// The configuration with Hugging Face's keys, as the file has it or as its header amounts to.
+    pub fn hf_config(&self) -> &Value {
+        &self.hf_config
+    }
+
+    /// Keys of `config.json` that this program does not know; the user should be told.
+    pub fn unknown_keys(&self) -> &[String] {
+        &self.unknown_keys
+    }
+
+    /// The file or directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Checks that the files have every parameter of `specs` in its shape, and nothing that would be ignored.
+    ///
+    /// # Errors
+    /// Naming the file and the tensor.
+    pub fn check(&self, specs: &[ParamSpec]) -> Result<()> {
+        let mut used = HashSet::new();
+        for spec in specs {
+            used.insert(self.locate(spec)?);
+        }
+        let tied_head = self.config.shape().tied.then_some("lm_head.weight");
+        let unused: Vec<&str> = self
+            .source
+            .names()
+            .into_iter()
+            .filter(|name| !used.contains(*name) && Some(*name) != tied_head)
+            .filter(|name| !COMPUTED.iter().any(|suffix| name.ends_with(suffix)))
+            .collect();
+        match unused.first() {
+            Some(first) => {
+                Err(Error::UnusedTensors { path: self.path.clone(), count: unused.len(), first: (*first).into() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The stored name of a parameter, after checking that it is there in the right shape.
+    fn locate(&self, spec: &ParamSpec) -> tallow_nn::Result<String> {
+        let wrong = |reason: String| tallow_nn::Error::Weights {
+            path: self.path.clone(),
+            tensor: spec.name.clone(),
+            reason,
+        };
+        let name = match self.naming {
+            Naming::HuggingFace => Some(spec.name.clone()),
+            Naming::HuggingFaceBare => Some(spec.name.strip_prefix("transformer.").unwrap_or(&spec.name).to_owned()),
+            Naming::Gguf => gguf::tensor_name(&spec.name),
+        };
+        let name = name.ok_or_else(|| wrong("has no name in GGUF files".into()))?;
+        let info = self.source.info(&name).ok_or_else(|| wrong(format!("is missing (looked for `{name}`)")))?;
+        let expected = if self.naming == Naming::Gguf { spec.shape.clone() } else { spec.stored_shape() };
+        if info.shape != expected {
+            let hint = if name.contains("embed") || name.contains("lm_head") || name.contains("wte") {
+                "; the vocabulary of the configuration does not match the weights"
+            } else {
+                ""
+            };
+            return Err(wrong(format!("is {:?} in the file but the configuration needs {expected:?}{hint}", info.shape)));
+        }
+        Ok(name)
+    }
+
+    fn heads_of(&self, spec: &ParamSpec) -> Option<usize> {
+        let shape = self.config.shape();
+        if spec.name.contains(".q_proj.") {
+            Some(shape.num_heads)
+        } else if spec.name.contains(".k_proj.") {
+            Some(shape.num_kv_heads)
+        } else {
+            None
+        }
+    }
+}
+
+impl Fill for Checkpoint {
+    fn fill(&self, spec: &ParamSpec, out: &mut [f32]) -> tallow_nn::Result<()> {
+        let name = self.locate(spec)?;
+        match (self.naming, spec.stored_transposed) {
+            (Naming::Gguf, _) => {
+                self.source.read_f32(&name, out)?;
+                if let Some(heads) = self.heads_of(spec) {
+                    gguf::unpermute(out, heads, spec.shape.get(1).copied().unwrap_or(1));
+                }
+            }
+            (_, false) => self.source.read_f32(&name, out)?,
+            (_, true) => {
+                let mut stored = vec![0f32; out.len()];
+                self.source.read_f32(&name, &mut stored)?;
+                transpose(&stored, spec.shape[1], spec.shape[0], out);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `from [rows, cols]` to `to [cols, rows]`.
+pub(crate) fn transpose(from: &[f32], rows: usize, cols: usize, to: &mut [f32]) {
+    for (r, row) in from.chunks_exact(cols).enumerate() {
+        for (c, &x) in row.iter().enumerate() {
+            to[c * rows + r] = x;
+        }
+    }
+}

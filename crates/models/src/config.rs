@@ -1,0 +1,141 @@
+//! What every family's configuration can say about itself.
+
+use std::fmt::Debug;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tallow_nn::{Build, ParamSpec, Role};
+
+use crate::{Decoder, Result};
+
+/// The sizes of a decoder that do not depend on its family.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Shape {
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Channels of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads.
+    pub num_kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// The most positions the model was configured for.
+    pub max_positions: usize,
+    /// Tokens that a query sees back, itself included; `None` for all.
+    pub sliding_window: Option<usize>,
+    /// Head and embedding share their weights.
+    pub tied: bool,
+}
+
+impl Shape {
+    /// Parameters that take part in a matrix product for every token: all but an untied embedding and learned positions.
+    pub fn matmul_params(&self, specs: &[ParamSpec]) -> usize {
+        let looked_up = |s: &&ParamSpec| (s.role == Role::Embed && !self.tied) || s.role == Role::Position;
+        let all: usize = specs.iter().map(ParamSpec::num_elements).sum();
+        all - specs.iter().filter(looked_up).map(ParamSpec::num_elements).sum::<usize>()
+    }
+
+    /// FLOPs to train on one token in rows of `context`: `6 N + 12 L C T` (two for each multiply-add, forward and twice
+    /// that backward; the attention counted in full, not halved for causality: PaLM, appendix B).
+    pub fn train_flops_per_token(&self, specs: &[ParamSpec], context: usize) -> f64 {
+        let attention = 12 * self.num_layers * self.num_heads * self.head_dim * context;
+        6.0 * self.matmul_params(specs) as f64 + attention as f64
+    }
+}
+
+/// A configuration of some family.
+pub trait ModelConfig: Debug + Send + Sync {
+    /// Its sizes.
+    fn shape(&self) -> Shape;
+
+    /// Asks for the model's layers.
+    ///
+    /// # Errors
+    /// As the factory behind `b`, and for sizes that make no model.
+    fn build(&self, b: &Build) -> tallow_nn::Result<Box<dyn Decoder>>;
+
+    /// The `config.json` that Hugging Face's transformers reads.
+    fn to_hf(&self) -> Value;
+
+    /// Ids that end a text.
+    fn eos_token_ids(&self) -> Vec<u32>;
+
+    /// Sets what a tokenizer decides: vocabulary size and special ids.
+    fn set_vocabulary(&mut self, vocab_size: usize, bos: Option<u32>, eos: Option<u32>);
+
+    /// Sets the context that the model is trained for.
+    fn set_max_positions(&mut self, max_positions: usize);
+
+    /// Elements that one token leaves behind in one block for the backward, in the compute dtype.
+    fn block_activations(&self) -> usize;
+
+    /// What only training needs and this program cannot do.
+    ///
+    /// # Errors
+    /// Naming the key.
+    fn check_training(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A configuration and what was said in its file that has no effect on the model.
+pub struct ParsedConfig {
+    /// The configuration.
+    pub config: Box<dyn ModelConfig>,
+    /// Keys of the file that this program does not know. The caller tells the user.
+    pub unknown_keys: Vec<String>,
+}
+
+/// `eos_token_id` of a configuration: one id or several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EosTokenId {
+    /// One id.
+    One(u32),
+    /// Several ids.
+    Many(Vec<u32>),
+}
+
+impl EosTokenId {
+    /// All of them.
+    pub fn ids(&self) -> Vec<u32> {
+        match self {
+            EosTokenId::One(id) => vec![*id],
+            EosTokenId::Many(ids) => ids.clone(),
+        }
+    }
+}
+
+/// Keys of `config.json` that say nothing about the computation of a decoder.
+const WITHOUT_EFFECT: &[&str] = &[
+    "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "output_attentions", "output_hidden_states",
+    "pretraining_tp", "return_dict", "torch_dtype", "transformers_version", "use_cache", "gradient_checkpointing",
+    "is_encoder_decoder", "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "tokenizer_class",
+    "finetuning_task", "task_specific_params", "n_ctx", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "_attn_implementation_autoset", "unk_token_id",
+    "sep_token_id", "decoder_start_token_id", "cross_attention_hidden_size", "prefix", "is_llama_config",
+    "rope_interleaved", "transformers.js_config",
+];
+
+/// Reads a family's typed configuration, and lists the keys that neither it nor anything else knows.
+///
+/// # Errors
+/// For a key of the wrong type or a required key that is missing, naming it.
+pub(crate) fn typed<C>(value: &Value, known: &[&str]) -> Result<(C, Vec<String>)>
+where
+    C: for<'de> Deserialize<'de>,
+{
+    let config = serde_path_to_error::deserialize(value).map_err(|error| {
+        let key = error.path().to_string();
+        crate::Error::config(if key == "." { "config" } else { &key }, error.inner().to_string())
+    })?;
+    let given = value.as_object().into_iter().flat_map(|map| map.keys());
+    let unknown = given.filter(|k| !known.contains(&k.as_str()) && !WITHOUT_EFFECT.contains(&k.as_str()));
+    Ok((config, unknown.cloned().collect()))
+}

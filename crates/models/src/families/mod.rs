@@ -1,0 +1,4 @@
+//! One file a family.
+
+pub mod gpt2;
+pub mod llama;

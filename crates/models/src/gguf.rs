@@ -1,0 +1,173 @@
+//! GGUF files: their header as a `config.json`, and their tensor names.
+
+use serde_json::{Value, json};
+use tallow_formats::gguf::GgufFile;
+
+use crate::{Error, Result};
+
+/// The `config.json` that the header of a GGUF file amounts to.
+///
+/// # Errors
+/// For an architecture that is not supported, or a missing or mistyped key.
+pub(crate) fn config_of(file: &GgufFile) -> Result<Value> {
+    let arch = file.get_str("general.architecture")?;
+    match arch {
+        "llama" => llama(file),
+        "gpt2" => gpt2(file),
+        other => Err(Error::Architecture { name: other.into(), supported: "llama, gpt2".into() }),
+    }
+}
+
+fn llama(file: &GgufFile) -> Result<Value> {
+    let int = |key: &str| file.get_u64(&format!("llama.{key}"));
+    let heads = int("attention.head_count")?;
+    let mut value = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": vocab_size(file)?,
+        "hidden_size": int("embedding_length")?,
+        "intermediate_size": int("feed_forward_length")?,
+        "num_hidden_layers": int("block_count")?,
+        "num_attention_heads": heads,
+        "num_key_value_heads": int("attention.head_count_kv").unwrap_or(heads),
+        "max_position_embeddings": int("context_length")?,
+        "rms_norm_eps": widen(file.get_f32("llama.attention.layer_norm_rms_epsilon")?),
+        "rope_theta": file.get_f32("llama.rope.freq_base").map_or(10_000.0, widen),
+        "tie_word_embeddings": !has(file, "output.weight"),
+        "attention_bias": has(file, "blk.0.attn_q.bias"),
+    });
+    if let Ok(head_dim) = int("attention.key_length").or_else(|_| int("rope.dimension_count")) {
+        value["head_dim"] = json!(head_dim);
+    }
+    if has(file, "rope_freqs.weight") {
+        return Err(Error::config("rope_freqs.weight", "rotary frequency factors in a GGUF file are not supported"));
+    }
+    if int("expert_count").is_ok_and(|n| n > 0) {
+        return Err(Error::config("llama.expert_count", "mixtures of experts are not supported"));
+    }
+    match file.get_str("llama.rope.scaling.type") {
+        Err(_) | Ok("none") => {}
+        Ok("linear") => {
+            let factor = widen(file.get_f32("llama.rope.scaling.factor")?);
+            value["rope_scaling"] = json!({"rope_type": "linear", "factor": factor});
+        }
+        Ok(other) => {
+            let reason = format!("`{other}` is not supported; none and linear are");
+            return Err(Error::config("llama.rope.scaling.type", reason));
+        }
+    }
+    special_ids(file, &mut value);
+    Ok(value)
+}
+
+fn gpt2(file: &GgufFile) -> Result<Value> {
+    let int = |key: &str| file.get_u64(&format!("gpt2.{key}"));
+    let mut value = json!({
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": vocab_size(file)?,
+        "n_embd": int("embedding_length")?,
+        "n_inner": int("feed_forward_length")?,
+        "n_layer": int("block_count")?,
+        "n_head": int("attention.head_count")?,
+        "n_positions": int("context_length")?,
+        "layer_norm_epsilon": widen(file.get_f32("gpt2.attention.layer_norm_epsilon")?),
+        // The head is always written, tied or not, so it is read as one of its own.
+        "tie_word_embeddings": !has(file, "output.weight"),
+    });
+    special_ids(file, &mut value);
+    Ok(value)
+}
+
+/// Rows of the embedding, which is what the model has whatever the tokenizer says.
+fn vocab_size(file: &GgufFile) -> Result<usize> {
+    use tallow_formats::TensorSource;
+    match file.info("token_embd.weight").map(|info| info.shape.as_slice()) {
+        Some(&[rows, _]) => Ok(rows),
+        _ => Err(Error::config("token_embd.weight", "the file has no embedding matrix of this name")),
+    }
+}
+
+fn has(file: &GgufFile, tensor: &str) -> bool {
+    use tallow_formats::TensorSource;
+    file.info(tensor).is_some()
+}
+
+fn special_ids(file: &GgufFile, value: &mut Value) {
+    for (key, hf) in [("bos", "bos_token_id"), ("eos", "eos_token_id")] {
+        if let Ok(id) = file.get_u64(&format!("tokenizer.ggml.{key}_token_id")) {
+            value[hf] = json!(id);
+        }
+    }
+}
+
+/// The f64 that a person would have written for this f32 (1e-5, not 9.999999747378752e-6).
+fn widen(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}
+
+/// GGUF's name for a Hugging Face tensor name of any family here; `None` if it has none.
+pub(crate) fn tensor_name(hf: &str) -> Option<String> {
+    let top = match hf {
+        "model.embed_tokens.weight" | "transformer.wte.weight" => Some("token_embd.weight"),
+        "transformer.wpe.weight" => Some("position_embd.weight"),
+        "model.norm.weight" | "transformer.ln_f.weight" => Some("output_norm.weight"),
+        "transformer.ln_f.bias" => Some("output_norm.bias"),
+        "lm_head.weight" => Some("output.weight"),
+        _ => None,
+    };
+    if let Some(name) = top {
+        return Some(name.to_owned());
+    }
+    let rest = hf.strip_prefix("model.layers.").or_else(|| hf.strip_prefix("transformer.h."))?;
+    let (block, rest) = rest.split_once('.')?;
+    let (module, leaf) = rest.rsplit_once('.')?;
+    let module = match module {
+        "input_layernorm" | "ln_1" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "attn.c_attn" => "attn_qkv",
+        "self_attn.o_proj" | "attn.c_proj" => "attn_output",
+        "post_attention_layernorm" | "ln_2" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" | "mlp.c_fc" => "ffn_up",
+        "mlp.down_proj" | "mlp.c_proj" => "ffn_down",
+        _ => return None,
+    };
+    Some(format!("blk.{block}.{module}.{leaf}"))
+}
+
+/// Undoes llama.cpp's reordering of query and key rows: it stores rotary pairs next to each other, `(h, i, half)`;
+/// Hugging Face keeps the halves apart, `(h, half, i)`. `rows` holds `num_heads * head_dim` rows of `cols` values.
+pub(crate) fn unpermute(rows: &mut [f32], num_heads: usize, cols: usize) {
+    let head = rows.len() / num_heads;
+    let pairs = head / cols / 2;
+    let mut scratch = vec![0f32; head];
+    for rows in rows.chunks_exact_mut(head) {
+        for i in 0..pairs {
+            for half in 0..2 {
+                let (from, to) = ((2 * i + half) * cols, (half * pairs + i) * cols);
+                scratch[to..to + cols].copy_from_slice(&rows[from..from + cols]);
+            }
+        }
+        rows.copy_from_slice(&scratch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unpermute_separates_the_halves_of_each_head() {
+        let mut rows: Vec<f32> = [0, 2, 1, 3, 10, 12, 11, 13].iter().map(|&x| x as f32).collect();
+        unpermute(&mut rows, 2, 1);
+        assert_eq!(rows, [0., 1., 2., 3., 10., 11., 12., 13.]);
+    }
+
+    #[test]
+    fn every_llama_name_has_a_gguf_name() {
+        assert_eq!(tensor_name("model.layers.12.mlp.down_proj.weight").as_deref(), Some("blk.12.ffn_down.weight"));
+        assert_eq!(tensor_name("transformer.h.0.attn.c_attn.bias").as_deref(), Some("blk.0.attn_qkv.bias"));
+        assert_eq!(tensor_name("model.layers.0.other.weight"), None);
+    }
+}

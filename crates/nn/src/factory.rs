@@ -1,0 +1,225 @@
+//! [`LayerFactory`]: models ask, they never load.
+
+use std::cell::RefCell;
+
+use candle_core::{DType, Device, Tensor};
+use tallow_ops::Weight;
+
+use crate::layers::{Embedding, LayerNorm, Linear, Plain, RmsNorm};
+use crate::{Error, Init, ParamSpec, Result, Role};
+
+/// A projection as a model asks for it.
+#[derive(Clone, Debug)]
+pub struct LinearSpec {
+    /// Name without `.weight`, e.g. `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// What it does.
+    pub role: Role,
+    /// Input width.
+    pub d_in: usize,
+    /// Output width.
+    pub d_out: usize,
+    /// With a bias.
+    pub bias: bool,
+    /// The checkpoint stores `[in, out]`.
+    pub stored_transposed: bool,
+    /// Standard deviation of the initial weights.
+    pub init_std: f32,
+    /// See [`ParamSpec::stage`].
+    pub stage: usize,
+}
+
+/// Where layers come from. Loading, sharding, quantizing and adapting are factories around a factory, composed in that
+/// order; a wrapper that changes projections overrides [`linear`](Self::linear) and delegates the rest.
+pub trait LayerFactory {
+    /// The parameter `spec.name` with `spec.shape`.
+    ///
+    /// # Errors
+    /// If the parameter is unknown here or of another shape.
+    fn weight(&self, spec: &ParamSpec) -> Result<Weight>;
+
+    /// Dtype of activations and of the weights they meet.
+    fn dtype(&self) -> DType;
+
+    /// Device that the layers live on.
+    fn device(&self) -> &Device;
+
+    /// A projection `y = x W^T + b`.
+    ///
+    /// # Errors
+    /// As [`weight`](Self::weight).
+    fn linear(&self, spec: &LinearSpec) -> Result<Linear> {
+        let weight = self.weight(&ParamSpec {
+            name: format!("{}.weight", spec.name),
+            shape: vec![spec.d_out, spec.d_in],
+            role: spec.role,
+            init: Init::Normal(spec.init_std),
+            decay: spec.role.decays(),
+            stored_transposed: spec.stored_transposed,
+            stage: spec.stage,
+        })?;
+        let bias = spec.bias.then(|| {
+            self.weight(&ParamSpec {
+                name: format!("{}.bias", spec.name),
+                shape: vec![spec.d_out],
+                role: spec.role,
+                init: Init::Zeros,
+                decay: false,
+                stored_transposed: false,
+                stage: spec.stage,
+            })
+        });
+        Ok(Linear::new(Plain { weight, bias: bias.transpose()? }))
+    }
+}
+
+/// A place in a model under construction: a factory, a name prefix and a stage. What a model's `build` is given.
+#[derive(Clone)]
+pub struct Build<'a> {
+    factory: &'a dyn LayerFactory,
+    prefix: String,
+    stage: usize,
+    init_std: f32,
+    stored_transposed: bool,
+}
+
+impl<'a> Build<'a> {
+    /// The root of a model over `factory`.
+    pub fn new(factory: &'a dyn LayerFactory) -> Self {
+        Self { factory, prefix: String::new(), stage: 0, init_std: 0.02, stored_transposed: false }
+    }
+
+    /// The place `name` below this one (dots are allowed).
+    pub fn at(&self, name: &str) -> Self {
+        Self { prefix: self.full(name), ..self.clone() }
+    }
+
+    /// The same place, in another stage (see [`ParamSpec::stage`]).
+    pub fn stage(&self, stage: usize) -> Self {
+        Self { stage, ..self.clone() }
+    }
+
+    /// The same place with another standard deviation for initial weights (0.02 unless told).
+    pub fn init_std(&self, init_std: f32) -> Self {
+        Self { init_std, ..self.clone() }
+    }
+
+    /// The same place where checkpoints store linear weights as `[in, out]`.
+    pub fn stored_transposed(&self) -> Self {
+        Self { stored_transposed: true, ..self.clone() }
+    }
+
+    /// Dtype of activations.
+    pub fn dtype(&self) -> DType {
+        self.factory.dtype()
+    }
+
+    /// Device of the layers.
+    pub fn device(&self) -> &Device {
+        self.factory.device()
+    }
+
+    /// A projection from `d_in` to `d_out`.
+    ///
+    /// # Errors
+    /// As [`LayerFactory::weight`].
+    pub fn linear(&self, name: &str, role: Role, d_in: usize, d_out: usize, bias: bool) -> Result<Linear> {
+        self.factory.linear(&LinearSpec {
+            name: self.full(name),
+            role,
+            d_in,
+            d_out,
+            bias,
+            stored_transposed: self.stored_transposed,
+            init_std: self.init_std,
+            stage: self.stage,
+        })
+    }
+
+    /// A table of `num` rows of width `dim`.
+    ///
+    /// # Errors
+    /// As [`LayerFactory::weight`].
+    pub fn embedding(&self, name: &str, role: Role, num: usize, dim: usize) -> Result<Embedding> {
+        let weight = self.param(name, "weight", vec![num, dim], role, Init::Normal(self.init_std))?;
+        Ok(Embedding::new(weight))
+    }
+
+    /// RMS normalisation over `dim` channels.
+    ///
+    /// # Errors
+    /// As [`LayerFactory::weight`].
+    pub fn rms_norm(&self, name: &str, dim: usize, eps: f64) -> Result<RmsNorm> {
+        Ok(RmsNorm::new(self.param(name, "weight", vec![dim], Role::Norm, Init::Ones)?, eps))
+    }
+
+    /// Layer normalisation with gain and bias over `dim` channels.
+    ///
+    /// # Errors
+    /// As [`LayerFactory::weight`].
+    pub fn layer_norm(&self, name: &str, dim: usize, eps: f64) -> Result<LayerNorm> {
+        let weight = self.param(name, "weight", vec![dim], Role::Norm, Init::Ones)?;
+        let bias = self.param(name, "bias", vec![dim], Role::Norm, Init::Zeros)?;
+        Ok(LayerNorm::new(weight, bias, eps))
+    }
+
+    /// A matrix `[rows, cols]` without a layer around it (a language-model head, which the loss uses directly).
+    ///
+    /// # Errors
+    /// As [`LayerFactory::weight`].
+    pub fn matrix(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<Weight> {
+        self.param(name, "weight", vec![rows, cols], role, Init::Normal(self.init_std))
+    }
+
+    fn param(&self, name: &str, leaf: &str, shape: Vec<usize>, role: Role, init: Init) -> Result<Weight> {
+        self.factory.weight(&ParamSpec {
+            name: format!("{}.{leaf}", self.full(name)),
+            shape,
+            role,
+            init,
+            decay: role.decays(),
+            stored_transposed: false,
+            stage: self.stage,
+        })
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+/// Runs a model's `build` over a factory that only writes down what is asked for: no parameter takes memory.
+///
+/// Returns what `build` returned (its layers hold zero-stride placeholders) and the parameters in the order of asking.
+///
+/// # Errors
+/// Whatever `build` returns, or [`Error::Param`] if a name is asked for twice.
+pub fn plan_params<M>(build: impl FnOnce(&Build) -> Result<M>) -> Result<(M, Vec<ParamSpec>)> {
+    let planner = Planner { specs: RefCell::default() };
+    let model = build(&Build::new(&planner))?;
+    Ok((model, planner.specs.into_inner()))
+}
+
+struct Planner {
+    specs: RefCell<Vec<ParamSpec>>,
+}
+
+impl LayerFactory for Planner {
+    fn weight(&self, spec: &ParamSpec) -> Result<Weight> {
+        let mut specs = self.specs.borrow_mut();
+        if specs.iter().any(|s| s.name == spec.name) {
+            return Err(Error::Param { name: spec.name.clone(), reason: "asked for twice by its model".into() });
+        }
+        specs.push(spec.clone());
+        let placeholder = Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(spec.shape.as_slice())?;
+        Ok(Weight::frozen(placeholder))
+    }
+
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+}

@@ -1,0 +1,184 @@
+//! Opening a model with its tokenizer, whatever file it is in.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+use tallow_formats::gguf::GgufFile;
+use tallow_formats::hf::ModelDir;
+use tallow_formats::{ModelLocation, resolve_model};
+use tallow_models::{Checkpoint, Decoder};
+use tallow_nn::{ParamStore, StoreOptions, plan_params};
+use tallow_tokenizer::{GgufVocab, Tokenizer};
+
+/// What can go wrong while a model is opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The files could not be found or read.
+    #[error(transparent)]
+    Format(#[from] tallow_formats::Error),
+    /// The model could not be built.
+    #[error(transparent)]
+    Model(#[from] tallow_models::Error),
+    /// The layers could not be filled.
+    #[error(transparent)]
+    Layer(#[from] tallow_nn::Error),
+    /// The tokenizer could not be read.
+    #[error(transparent)]
+    Tokenizer(#[from] tallow_tokenizer::Error),
+    /// The tokenizer does not belong to the model.
+    #[error(
+        "{}: the tokenizer has {tokenizer} tokens but the model's vocabulary is {model}: they do not belong together",
+        path.display()
+    )]
+    Vocabulary {
+        /// The model.
+        path: PathBuf,
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the model's embedding.
+        model: usize,
+    },
+}
+
+/// `Result` with this module's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Dtype to compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// bf16 weights and activations, f32 inside norms, softmax and sums.
+    Bf16,
+}
+
+/// A model ready to generate and score, with its tokenizer.
+pub struct OpenModel {
+    checkpoint: Checkpoint,
+    store: ParamStore,
+    decoder: Box<dyn Decoder>,
+    tokenizer: std::result::Result<Tokenizer, String>,
+    device: Device,
+}
+
+/// The files of a model: configuration and tensors, and its tokenizer where it has one.
+pub struct OpenFiles {
+    /// Configuration and tensors.
+    pub checkpoint: Checkpoint,
+    /// The tokenizer, or why there is none.
+    pub tokenizer: std::result::Result<Tokenizer, String>,
+}
+
+/// Opens the files of `model`: a Hugging Face directory, a `.gguf` file, a hub id, or a name in the local store.
+///
+/// # Errors
+/// If the model cannot be found, or its files are malformed. A tokenizer that is missing is not an error yet.
+pub fn open_files(model: &str) -> Result<OpenFiles> {
+    let (checkpoint, tokenizer) = match resolve_model(model)? {
+        ModelLocation::Gguf(path) => {
+            let file = GgufFile::open(&path)?;
+            let tokenizer = gguf_tokenizer(&file).map_err(|e| e.to_string());
+            (Checkpoint::open_gguf(file)?, tokenizer)
+        }
+        ModelLocation::HfDir(path) => {
+            let dir = ModelDir::open(&path)?;
+            (Checkpoint::open_dir(&dir)?, Tokenizer::from_path(&path).map_err(|e| e.to_string()))
+        }
+    };
+    if let Ok(tokenizer) = &tokenizer {
+        let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().shape().vocab_size);
+        if tokens > rows {
+            let path = checkpoint.path().to_path_buf();
+            return Err(Error::Vocabulary { path, tokenizer: tokens, model: rows });
+        }
+    }
+    Ok(OpenFiles { checkpoint, tokenizer })
+}
+
+/// Opens `model` and loads its weights for inference.
+///
+/// # Errors
+/// As [`open_files`], and if a tensor is missing, malformed, of the wrong shape, or would be ignored.
+pub fn open(model: &str, dtype: Dtype) -> Result<OpenModel> {
+    let OpenFiles { checkpoint, tokenizer } = open_files(model)?;
+    let config = checkpoint.config();
+    let (_, specs) = plan_params(|b| config.build(b))?;
+    checkpoint.check(&specs)?;
+    let device = Device::Cpu;
+    let dtype = match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+    };
+    let store = ParamStore::new(specs, &StoreOptions::frozen(dtype, device.clone()), &checkpoint)?;
+    let decoder = store.build(|b| config.build(b))?;
+    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device })
+}
+
+/// The tokenizer inside a GGUF file.
+///
+/// # Errors
+/// If the file has none, or it is malformed or of an unknown kind.
+pub fn gguf_tokenizer(file: &GgufFile) -> Result<Tokenizer> {
+    let fields = file.tokenizer_fields()?;
+    Ok(Tokenizer::from_gguf(GgufVocab {
+        model: fields.model,
+        pre: fields.pre,
+        tokens: fields.tokens,
+        scores: fields.scores,
+        token_types: fields.token_types,
+        merges: fields.merges,
+        bos: fields.bos,
+        eos: fields.eos,
+        unk: fields.unk,
+        pad: fields.pad,
+        add_bos: fields.add_bos,
+        add_eos: fields.add_eos,
+        add_space_prefix: fields.add_space_prefix,
+        chat_template: fields.chat_template,
+    })?)
+}
+
+impl OpenModel {
+    /// The model.
+    pub fn decoder(&self) -> &dyn Decoder {
+        self.decoder.as_ref()
+    }
+
+    /// Its files.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Its parameters.
+    pub fn store(&self) -> &ParamStore {
+        &self.store
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// If the model's files have none that can be read.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().map_err(|reason| {
+            Error::Format(tallow_formats::Error::missing(self.checkpoint.path(), "a tokenizer", reason))
+        })
+    }
+
+    /// Ids that end a text: the configuration's, and the tokenizer's end of sequence.
+    pub fn stop_ids(&self) -> Vec<u32> {
+        let mut ids = self.checkpoint.config().eos_token_ids();
+        if let Some(eos) = self.tokenizer.as_ref().ok().and_then(Tokenizer::eos_id) {
+            ids.push(eos);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}

@@ -1,0 +1,274 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! `checkpoints/step-N/` is a Hugging Face directory (so that every command runs it) plus `optimizer.safetensors` and
+//! `state.json`, with `manifest.json` (sha256 of every other file). The directory is written under another name and
+//! renamed when all of it is on the disk, so a kill at any instant leaves the earlier checkpoints as they were.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use tallow_data::{Loader, LoaderState};
+use tallow_formats::TensorSource;
+use tallow_formats::hf::{AtomicDir, sha256_file};
+use tallow_formats::safetensors::{SafetensorsFile, TensorData, write_safetensors};
+use tallow_models::{ModelConfig, save_model};
+use tallow_nn::{Param, ParamStore};
+use tallow_tokenizer::Tokenizer;
+
+use crate::anomaly::AnomalyDetector;
+use crate::optimizer::AdamW;
+use crate::{Error, Result};
+
+/// Where a run stands, between two steps.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainState {
+    /// Steps done.
+    pub step: u64,
+    /// Steps in which the weights changed (skipped ones do not count): AdamW's bias correction.
+    pub updates: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Global index of the next sample of the training data.
+    pub next_sample: u64,
+    /// What the loader must be for `next_sample` to mean the same.
+    pub loader: LoaderState,
+    /// Lowest validation loss so far, and its step.
+    pub best_loss: Option<f64>,
+    /// See `best_loss`.
+    pub best_step: Option<u64>,
+    /// What the anomaly detector has seen.
+    pub anomaly: Option<AnomalyDetector>,
+    /// Seconds of training before this process.
+    pub elapsed_before: f64,
+}
+
+impl TrainState {
+    pub(crate) fn new(loader: &Loader) -> Self {
+        Self {
+            step: 0,
+            updates: 0,
+            tokens: 0,
+            next_sample: 0,
+            loader: loader.state(0),
+            best_loss: None,
+            best_step: None,
+            anomaly: None,
+            elapsed_before: 0.0,
+        }
+    }
+}
+
+/// The checkpoints of one run.
+pub struct Checkpoints {
+    dir: PathBuf,
+    keep: usize,
+    config: Box<dyn ModelConfig>,
+    tokenizer: Option<Tokenizer>,
+}
+
+const STATE: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const MANIFEST: &str = "manifest.json";
+
+impl Checkpoints {
+    /// In `dir`, keeping the newest `keep` besides the last and the best.
+    pub fn new(dir: PathBuf, keep: usize, config: Box<dyn ModelConfig>, tokenizer: Option<Tokenizer>) -> Self {
+        Self { dir, keep, config, tokenizer }
+    }
+
+    /// Steps that there are checkpoints of, ascending. Only whole directories have such a name.
+    fn steps(&self) -> Result<Vec<u64>> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+            Err(e) => return Err(Error::io(&self.dir, e)),
+        };
+        let mut steps = vec![];
+        for entry in entries {
+            let name = entry.map_err(|e| Error::io(&self.dir, e))?.file_name();
+            steps.extend(name.to_str().and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse::<u64>().ok()));
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    fn path(&self, step: u64) -> PathBuf {
+        self.dir.join(format!("step-{step}"))
+    }
+
+    /// The newest checkpoint whose files have the hashes of its manifest, and what to tell about newer, damaged ones.
+    ///
+    /// # Errors
+    /// If there are checkpoints and every one is damaged.
+    pub fn newest(&self) -> Result<Option<(PathBuf, Vec<String>)>> {
+        let mut notices = vec![];
+        for step in self.steps()?.into_iter().rev() {
+            let path = self.path(step);
+            match verify(&path) {
+                Ok(()) => return Ok(Some((path, notices))),
+                Err(error) => notices.push(format!("{error}; an earlier checkpoint is used")),
+            }
+        }
+        match notices.into_iter().next() {
+            Some(first) => Err(Error::Checkpoint { path: self.dir.clone(), reason: format!("none is whole: {first}") }),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes the checkpoint of `state.step`, then removes what is no longer to be kept.
+    ///
+    /// # Errors
+    /// If it cannot be written; nothing earlier is touched then.
+    pub fn save(&self, state: &TrainState, store: &ParamStore, optimizer: &AdamW) -> Result<PathBuf> {
+        let path = self.path(state.step);
+        if path.exists() && verify(&path).is_ok() {
+            return Ok(path);
+        }
+        let dir = AtomicDir::create(&path)?;
+        self.write_model(dir.path(), store)?;
+        write_safetensors(&dir.path().join(OPTIMIZER), moment_tensors(store, optimizer), &[])?;
+        tallow_formats::write_json(&dir.path().join(STATE), state)?;
+        write_manifest(dir.path())?;
+        dir.commit_replacing()?;
+        self.prune(state)?;
+        Ok(path)
+    }
+
+    /// Writes the model and its tokenizer as a Hugging Face directory at `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save_final(&self, path: &Path, store: &ParamStore) -> Result<()> {
+        let dir = AtomicDir::create(path)?;
+        self.write_model(dir.path(), store)?;
+        dir.commit_replacing()?;
+        Ok(())
+    }
+
+    fn write_model(&self, dir: &Path, store: &ParamStore) -> Result<()> {
+        save_model(dir, self.config.as_ref(), store)?;
+        if let Some(tokenizer) = &self.tokenizer {
+            tokenizer.save(dir)?;
+        }
+        Ok(())
+    }
+
+    fn prune(&self, state: &TrainState) -> Result<()> {
+        let steps = self.steps()?;
+        let surplus = steps.len().saturating_sub(self.keep.max(1));
+        for &step in steps[..surplus].iter().filter(|&&step| Some(step) != state.best_step) {
+            let path = self.path(step);
+            // A half-removed checkpoint must not look like one.
+            let doomed = self.dir.join(format!("removing-{step}"));
+            std::fs::rename(&path, &doomed).map_err(|e| Error::io(&path, e))?;
+            std::fs::remove_dir_all(&doomed).map_err(|e| Error::io(&doomed, e))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a checkpoint's weights, moments and position back.
+    ///
+    /// # Errors
+    /// If a file does not hold what this run needs, or was made from other data.
+    pub fn restore(
+        &self,
+        path: &Path,
+        store: &ParamStore,
+        optimizer: &AdamW,
+        loader: &Loader,
+    ) -> Result<TrainState> {
+        let text = std::fs::read_to_string(path.join(STATE)).map_err(|e| Error::io(path.join(STATE), e))?;
+        let wrong = |reason: String| Error::Checkpoint { path: path.to_path_buf(), reason };
+        let state: TrainState = serde_json::from_str(&text).map_err(|e| wrong(format!("{STATE}: {e}")))?;
+        loader.check_state(&state.loader)?;
+        let dir = tallow_formats::hf::ModelDir::open(path)?;
+        let weights = tallow_models::Checkpoint::open_dir(&dir)?;
+        let moments = SafetensorsFile::open(&path.join(OPTIMIZER))?;
+        for (index, bucket) in store.buckets().iter().enumerate() {
+            let Some(master) = &bucket.master else { continue };
+            let members: Vec<&Param> = store.params().iter().filter(|p| p.bucket == index).collect();
+            fill_bucket(master, &members, &mut |param, out| Ok(tallow_nn::Fill::fill(&weights, &param.spec, out)?))?;
+            if bucket.compute.dtype() != master.dtype() {
+                tallow_ops::cast_to_bf16(master, &bucket.compute)?;
+            }
+            let Some((m, v)) = optimizer.moments(index) else { continue };
+            for (kind, flat) in [("m", m), ("v", v)] {
+                fill_bucket(flat, &members, &mut |param, out| {
+                    Ok(moments.read_f32(&format!("{kind}.{}", param.spec.name), out)?)
+                })?;
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// Writes each member's slice of a flat f32 tensor, in place: layers and optimizer hold views of it.
+fn fill_bucket(
+    flat: &Tensor,
+    members: &[&Param],
+    read: &mut dyn FnMut(&Param, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    for param in members {
+        let mut values = vec![0f32; param.spec.num_elements()];
+        read(param, &mut values)?;
+        let values = Tensor::from_vec(values, param.spec.num_elements(), &Device::Cpu)?.to_device(flat.device())?;
+        flat.slice_set(&values, 0, param.offset)?;
+    }
+    Ok(())
+}
+
+fn moment_tensors<'a>(store: &'a ParamStore, optimizer: &'a AdamW) -> Vec<TensorData<'a>> {
+    let mut tensors = vec![];
+    for param in store.params() {
+        let Some((m, v)) = optimizer.moments(param.bucket) else { continue };
+        for (kind, flat) in [("m", m), ("v", v)] {
+            let (name, len) = (format!("{kind}.{}", param.spec.name), param.spec.num_elements());
+            tensors.push(TensorData::from_fn(name, param.spec.shape.clone(), move || {
+                Ok(flat.narrow(0, param.offset, len)?.to_vec1::<f32>()?)
+            }));
+        }
+    }
+    tensors
+}
+
+fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        files.push(entry.map_err(|e| Error::io(dir, e))?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn write_manifest(dir: &Path) -> Result<()> {
+    let mut hashes = BTreeMap::new();
+    for file in files_of(dir)? {
+        if let Some(name) = file.file_name().and_then(|n| n.to_str()) {
+            hashes.insert(name.to_owned(), sha256_file(&file)?);
+        }
+    }
+    tallow_formats::write_json(&dir.join(MANIFEST), &hashes)?;
+    Ok(())
+}
+
+fn verify(dir: &Path) -> Result<()> {
+    let wrong = |reason: String| Error::Checkpoint { path: dir.to_path_buf(), reason };
+    let manifest = dir.join(MANIFEST);
+    let text = std::fs::read_to_string(&manifest).map_err(|e| Error::io(&manifest, e))?;
+    let hashes: BTreeMap<String, String> =
+        serde_json::from_str(&text).map_err(|e| wrong(format!("{MANIFEST}: {e}")))?;
+    for required in [STATE, OPTIMIZER] {
+        if !hashes.contains_key(required) {
+            return Err(wrong(format!("{MANIFEST} does not list {required}")));
+        }
+    }
+    for (name, expected) in hashes {
+        if sha256_file(&dir.join(&name))? != expected {
+            return Err(wrong(format!("{name} is damaged: its hash is not the one in {MANIFEST}")));
+        }
+    }
+    Ok(())
+}

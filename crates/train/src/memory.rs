@@ -1,0 +1,37 @@
+//! Memory of the process and of the machine, as the system counts it.
+
+use std::fs;
+
+/// Largest resident set of this process so far, bytes. `None` where the system does not say (outside Linux).
+pub fn peak_resident() -> Option<u64> {
+    field("/proc/self/status", "VmHWM:")
+}
+
+/// Resident set of this process now, bytes.
+pub fn resident() -> Option<u64> {
+    field("/proc/self/status", "VmRSS:")
+}
+
+/// Memory that can be had without swapping, bytes.
+pub fn available() -> Option<u64> {
+    field("/proc/meminfo", "MemAvailable:")
+}
+
+/// A `Name:   123 kB` line.
+fn field(path: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_at_least_what_is_resident() {
+        let (peak, now) = (peak_resident().unwrap_or(0), resident().unwrap_or(0));
+        assert!(now > 0 && peak >= now && available().is_some());
+    }
+}

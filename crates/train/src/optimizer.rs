@@ -1,0 +1,163 @@
+//! AdamW over the flat buckets of a [`ParamStore`].
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+use tallow_nn::{Bucket, ParamStore};
+use tallow_ops::{AdamWBuckets, AdamWParams, adamw_step, global_sq_norm};
+
+use crate::{Error, Result};
+
+/// Which optimizer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// AdamW (Loshchilov and Hutter 2019), moments in f32.
+    #[default]
+    Adamw,
+}
+
+/// The optimizer and its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// `adamw`.
+    pub kind: OptimizerKind,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay rates of the first and second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled decay a step, times the learning rate; matrices only, never norms, biases and embeddings.
+    pub weight_decay: f64,
+    /// Largest global L2 norm of the gradient; 0 for no clipping.
+    pub grad_clip: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::Adamw,
+            lr: 1e-3,
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.1,
+            grad_clip: 1.0,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// Naming the key.
+    pub fn validate(&self) -> Result<()> {
+        let not_positive = |x: f64| !(x.is_finite() && x > 0.0);
+        if not_positive(self.lr) {
+            return Err(Error::config("optimizer.lr", self.lr, "must be a positive number, e.g. 1e-3"));
+        }
+        for (beta, good) in self.betas.iter().zip([0.9, 0.95]) {
+            if !(0.0..1.0).contains(beta) {
+                let reason = format!("must be at least 0 and below 1, e.g. {good}");
+                return Err(Error::config("optimizer.betas", beta, reason));
+            }
+        }
+        if not_positive(self.eps) {
+            return Err(Error::config("optimizer.eps", self.eps, "must be a positive number, e.g. 1e-8"));
+        }
+        for (key, value) in [("optimizer.weight_decay", self.weight_decay), ("optimizer.grad_clip", self.grad_clip)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::config(key, value, "must be 0 (off) or a positive number, e.g. 0.1"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The moments of one bucket, f32 `[len]`.
+struct Moments {
+    m: Tensor,
+    v: Tensor,
+}
+
+/// AdamW and its moments, one pair for each trainable bucket (`None` for frozen ones).
+pub struct AdamW {
+    config: OptimizerConfig,
+    moments: Vec<Option<Moments>>,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// Global L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+impl AdamW {
+    /// With zero moments.
+    ///
+    /// # Errors
+    /// If memory cannot be allocated on the device.
+    pub fn new(config: &OptimizerConfig, store: &ParamStore) -> Result<Self> {
+        let moments = store.buckets().iter().map(|bucket| {
+            let zeros = || Tensor::zeros(bucket.len, DType::F32, bucket.compute.device());
+            bucket.trainable.then(|| Ok(Moments { m: zeros()?, v: zeros()? })).transpose()
+        });
+        Ok(Self { config: config.clone(), moments: moments.collect::<Result<_>>()? })
+    }
+
+    /// The moments `(m, v)` of bucket `index`, f32 `[len]`.
+    pub fn moments(&self, index: usize) -> Option<(&Tensor, &Tensor)> {
+        self.moments.get(index)?.as_ref().map(|moments| (&moments.m, &moments.v))
+    }
+
+    /// Global L2 norm of all gradients.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn grad_norm(&self, store: &ParamStore) -> Result<f64> {
+        let mut sum = 0.0;
+        for grad in store.buckets().iter().filter_map(|b| b.grad.as_ref()) {
+            sum += global_sq_norm(grad)?;
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// One step at learning rate `lr`; `step` counts from 1. The gradient, of norm `grad_norm`, is clipped and zeroed.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn step(&mut self, store: &ParamStore, lr: f64, step: u64, grad_norm: f64) -> Result<()> {
+        let clip = self.config.grad_clip;
+        let grad_scale = if clip > 0.0 && grad_norm > clip { clip / (grad_norm + 1e-6) } else { 1.0 };
+        for (bucket, moments) in store.buckets().iter().zip(&self.moments) {
+            let Some(moments) = moments else { continue };
+            for (range, decays) in [(0..bucket.decay_len, true), (bucket.decay_len..bucket.len, false)] {
+                if range.is_empty() {
+                    continue;
+                }
+                let params = AdamWParams {
+                    lr,
+                    beta1: self.config.betas[0],
+                    beta2: self.config.betas[1],
+                    eps: self.config.eps,
+                    weight_decay: if decays { self.config.weight_decay } else { 0.0 },
+                    step,
+                    grad_scale,
+                };
+                step_bucket(bucket, moments, range, &params)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn step_bucket(bucket: &Bucket, moments: &Moments, range: std::ops::Range<usize>, params: &AdamWParams) -> Result<()> {
+    let (Some(master), Some(grad)) = (&bucket.master, &bucket.grad) else {
+        return Ok(());
+    };
+    let compute = (bucket.compute.dtype() == DType::BF16).then_some(&bucket.compute);
+    adamw_step(AdamWBuckets { master, grad, m: &moments.m, v: &moments.v, compute }, range, params)?;
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! From what the user wrote to what will run: one pure function, its result saved as `resolved.toml`.
+
+use serde::Serialize;
+use tallow_models::ModelConfig;
+use tallow_nn::ParamSpec;
+
+use crate::config::RunConfig;
+use crate::plan::{MemoryPlan, StepShape, fitting_micro_batch};
+use crate::{Error, Result};
+
+/// Facts that the run file does not hold: about data and machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Rows that one epoch of the training data makes.
+    pub rows_per_epoch: u64,
+    /// Memory that may be used, bytes; `None` where the system does not say.
+    pub memory: Option<u64>,
+    /// Peak FLOPs a second in the run's dtype, where it was measured.
+    pub peak_flops: Option<f64>,
+}
+
+/// A run, with nothing left to decide.
+#[derive(Clone, Debug, Serialize)]
+pub struct Resolved {
+    /// The run file, every default filled in.
+    pub run: RunConfig,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Rows at once.
+    pub micro_batch_size: usize,
+    /// Warm-up steps of the schedule.
+    pub warmup_steps: u64,
+    /// Parameters.
+    pub params: u64,
+    /// FLOPs to train on one token.
+    pub flops_per_token: f64,
+    /// See [`Facts::peak_flops`].
+    pub peak_flops: Option<f64>,
+    /// Bytes by what they hold.
+    pub memory: MemoryPlan,
+}
+
+impl Resolved {
+    /// Decides what `run` leaves open for the model `config` with parameters `specs`.
+    ///
+    /// # Errors
+    /// For any value or combination that cannot run: key, value, reason and a working value.
+    pub fn new(mut run: RunConfig, config: &dyn ModelConfig, specs: &[ParamSpec], facts: Facts) -> Result<Self> {
+        run.optimizer.validate()?;
+        config.check_training()?;
+        let shape = config.shape();
+        let (batch, context) = (run.train.batch_size, run.data.context_length);
+        if batch == 0 {
+            return Err(Error::config("train.batch_size", 0, "must be at least 1, e.g. 8"));
+        }
+        if context > shape.max_positions {
+            let reason = format!("the model has {0} positions; at most {0}", shape.max_positions);
+            return Err(Error::config("data.context_length", context, reason));
+        }
+        if !(run.objective.z_loss.is_finite() && run.objective.z_loss >= 0.0) {
+            return Err(Error::config("objective.z_loss", run.objective.z_loss, "must be 0 or positive, e.g. 1e-4"));
+        }
+        let steps = steps(&run, facts.rows_per_epoch)?;
+        run.schedule
+            .validate(steps)
+            .map_err(|e| Error::config(&format!("schedule.{}", e.key), e.value, e.reason))?;
+        run.anomaly.validate().map_err(|e| Error::config(&format!("anomaly.{}", e.key), e.value, e.reason))?;
+        let warmup_steps = run.schedule.warmup(steps);
+        run.schedule.warmup_steps = Some(warmup_steps);
+        let mut shape = StepShape {
+            micro_batch_size: batch,
+            context_length: context,
+            dtype: run.train.dtype,
+            checkpointing: run.train.activation_checkpointing,
+        };
+        let micro = match run.train.micro_batch_size {
+            Some(0) => return Err(Error::config("train.micro_batch_size", 0, "must be at least 1")),
+            Some(rows) if !batch.is_multiple_of(rows) => {
+                let near = (1..=rows.min(batch)).rev().find(|d| batch.is_multiple_of(*d)).unwrap_or(1);
+                let reason = format!("does not divide train.batch_size = {batch}; e.g. {near}");
+                return Err(Error::config("train.micro_batch_size", rows, reason));
+            }
+            Some(rows) => rows,
+            None => {
+                let budget = facts.memory.map_or(u64::MAX, |bytes| bytes / 10 * 8);
+                fitting_micro_batch(config, specs, batch, shape, budget)
+            }
+        };
+        shape.micro_batch_size = micro;
+        Ok(Self {
+            steps,
+            micro_batch_size: micro,
+            warmup_steps,
+            params: specs.iter().map(|s| s.num_elements() as u64).sum(),
+            flops_per_token: config.shape().train_flops_per_token(specs, context),
+            peak_flops: facts.peak_flops,
+            memory: MemoryPlan::new(config, specs, shape),
+            run,
+        })
+    }
+
+    /// Learning rate of step `step`, from 0.
+    pub fn lr(&self, step: u64) -> f64 {
+        self.run.schedule.lr(self.run.optimizer.lr, step, self.steps)
+    }
+
+    /// Tokens that the whole run trains on.
+    pub fn tokens(&self) -> u64 {
+        self.steps * (self.run.train.batch_size * self.run.data.context_length) as u64
+    }
+}
+
+fn steps(run: &RunConfig, rows_per_epoch: u64) -> Result<u64> {
+    let rows = run.train.batch_size as u64;
+    let tokens_per_step = rows * run.data.context_length as u64;
+    let given = [run.train.steps.is_some(), run.train.tokens.is_some(), run.train.epochs.is_some()];
+    if given.iter().filter(|given| **given).count() != 1 {
+        let reason = "exactly one of train.steps, train.tokens and train.epochs must be set, e.g. steps = 1000";
+        let value = if given.contains(&true) { "several" } else { "none" };
+        return Err(Error::config("train.steps", value, reason));
+    }
+    let steps = match (run.train.steps, run.train.tokens, run.train.epochs) {
+        (Some(steps), _, _) => steps,
+        (_, Some(tokens), _) => tokens.div_ceil(tokens_per_step.max(1)),
+        (_, _, Some(epochs)) if epochs.is_finite() && epochs > 0.0 => {
+            (epochs * rows_per_epoch as f64 / rows as f64).ceil() as u64
+        }
+        (_, _, epochs) => {
+            return Err(Error::config("train.epochs", epochs.unwrap_or(0.0), "must be a positive number, e.g. 1"));
+        }
+    };
+    match steps {
+        0 => Err(Error::config("train.steps", 0, "must be at least 1")),
+        steps => Ok(steps),
+    }
+}

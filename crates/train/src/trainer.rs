@@ -1,0 +1,313 @@
+//! The training loop.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use tallow_data::{Batch, Loader, Prefetch};
+use tallow_models::{Decoder, ModelConfig};
+use tallow_nn::{DropoutContext, Fill, ParamStore, StoreOptions, plan_params};
+use tallow_ops::CrossEntropyOptions;
+
+use crate::anomaly::{AnomalyDetector, Verdict};
+use crate::audit::audit_gradients;
+use crate::backward::{LossSums, forward_backward};
+use crate::batch::MicroBatch;
+use crate::checkpoint::{Checkpoints, TrainState};
+use crate::evaluate::Validation;
+use crate::metrics::{EvalRecord, StepRecord};
+use crate::optimizer::AdamW;
+use crate::resolve::Resolved;
+use crate::{Error, Result, memory};
+
+/// What a run tells whoever watches it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A step is done.
+    Step(&'a StepRecord),
+    /// The validation data was scored.
+    Eval(&'a EvalRecord),
+    /// A checkpoint was written.
+    Saved(&'a std::path::Path),
+    /// Something that the user should read.
+    Notice(String),
+}
+
+/// Watches a run: logs, draws, shows progress. Nothing that it does changes the run.
+pub trait Observer {
+    /// Takes an event.
+    ///
+    /// # Errors
+    /// If it cannot be recorded; the run stops after saving a checkpoint.
+    fn event(&mut self, event: Event) -> Result<()>;
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// All steps are done.
+    Complete,
+    /// It was asked to stop; a checkpoint holds where it was.
+    Interrupted,
+}
+
+/// A run in memory: model, optimizer, data, and where it stands.
+pub struct Trainer {
+    resolved: Resolved,
+    store: ParamStore,
+    model: Box<dyn Decoder>,
+    optimizer: AdamW,
+    loader: Loader,
+    validation: Option<Validation>,
+    checkpoints: Checkpoints,
+    anomaly: AnomalyDetector,
+    state: TrainState,
+    device: Device,
+    started: Instant,
+}
+
+impl Trainer {
+    /// Builds the model, fills it, and allocates what training needs.
+    ///
+    /// # Errors
+    /// If the model cannot be built or filled.
+    pub fn new(
+        resolved: Resolved,
+        config: &dyn ModelConfig,
+        fill: &dyn Fill,
+        loader: Loader,
+        validation: Option<Validation>,
+        checkpoints: Checkpoints,
+    ) -> Result<Self> {
+        let device = Device::Cpu;
+        let (_, specs) = plan_params(|b| config.build(b))?;
+        let dtype: DType = resolved.run.train.dtype.into();
+        let store = ParamStore::new(specs, &StoreOptions::trainable(dtype, device.clone()), fill)?;
+        let model = store.build(|b| config.build(b))?;
+        let optimizer = AdamW::new(&resolved.run.optimizer, &store)?;
+        let anomaly = AnomalyDetector::new(resolved.run.anomaly.clone());
+        let state = TrainState::new(&loader);
+        let started = Instant::now();
+        Ok(Self {
+            resolved,
+            store,
+            model,
+            optimizer,
+            loader,
+            validation,
+            checkpoints,
+            anomaly,
+            state,
+            device,
+            started,
+        })
+    }
+
+    /// The parameters.
+    pub fn store(&self) -> &ParamStore {
+        &self.store
+    }
+
+    /// The model.
+    pub fn model(&self) -> &dyn Decoder {
+        self.model.as_ref()
+    }
+
+    /// Steps done so far.
+    pub fn step_index(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Continues from the newest good checkpoint. `false` if there is none.
+    ///
+    /// # Errors
+    /// If there are checkpoints but none can be read, or they belong to another run.
+    pub fn resume(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let Some((path, notices)) = self.checkpoints.newest()? else { return Ok(false) };
+        for notice in notices {
+            observer.event(Event::Notice(notice))?;
+        }
+        self.restore(&path)?;
+        Ok(true)
+    }
+
+    fn restore(&mut self, path: &std::path::Path) -> Result<()> {
+        self.state = self.checkpoints.restore(path, &self.store, &self.optimizer, &self.loader)?;
+        if let Some(anomaly) = self.state.anomaly.clone() {
+            self.anomaly = anomaly;
+        }
+        Ok(())
+    }
+
+    /// Trains until all steps are done or `stop` says so (asked between steps; a checkpoint is written then).
+    ///
+    /// # Errors
+    /// If a step fails, the gradient audit fails, training diverges under a policy of stopping, or nothing can be saved.
+    pub fn train(&mut self, observer: &mut dyn Observer, stop: &dyn Fn() -> bool) -> Result<Finish> {
+        let total = self.resolved.steps;
+        let mut batches = self.prefetch();
+        while self.state.step < total {
+            if stop() {
+                self.save(observer)?;
+                return Ok(Finish::Interrupted);
+            }
+            let started = Instant::now();
+            let batch = batches.next().ok_or_else(|| self.data_ended())??;
+            let sums = self.forward_backward(&batch)?;
+            if self.state.step == 0 {
+                audit_gradients(&self.store)?;
+            }
+            let grad_norm = self.optimizer.grad_norm(&self.store)?;
+            let lr = self.resolved.lr(self.state.step);
+            let verdict = self.anomaly.observe(self.state.step, sums.mean(), grad_norm);
+            let skipped = !matches!(verdict, Verdict::Ok);
+            match verdict {
+                Verdict::Ok => self.optimizer.step(&self.store, lr, self.state.updates + 1, grad_norm)?,
+                Verdict::Skip { reason } => self.skip(reason, observer)?,
+                Verdict::Rollback { reason } => {
+                    self.roll_back(reason, observer)?;
+                    batches = self.prefetch();
+                    continue;
+                }
+                Verdict::Stop { reason } => return Err(self.diverged(reason)),
+            }
+            self.advance(&batch, skipped);
+            let seconds = started.elapsed().as_secs_f64();
+            observer.event(Event::Step(&self.record(sums, lr, grad_norm, seconds, skipped)))?;
+            if self.due(self.resolved.run.eval.every) || self.state.step == total {
+                self.validate(observer)?;
+            }
+            if self.due(self.resolved.run.checkpoint.every) || self.state.step == total {
+                self.save(observer)?;
+            }
+        }
+        Ok(Finish::Complete)
+    }
+
+    /// Gradients of the mean loss over all targets of the batch, whatever its micro-batches.
+    fn forward_backward(&self, batch: &Batch) -> Result<LossSums> {
+        let run = &self.resolved.run;
+        let options = CrossEntropyOptions {
+            scale: 1.0 / batch.num_targets.max(1) as f64,
+            z_loss: run.objective.z_loss,
+            ..Default::default()
+        };
+        let mut sums = LossSums::default();
+        let rows = self.resolved.micro_batch_size;
+        for (index, start) in (0..batch.batch).step_by(rows).enumerate() {
+            let micro = MicroBatch::new(
+                batch,
+                start..(start + rows).min(batch.batch),
+                self.model.shape().sliding_window,
+                &self.device,
+            )?;
+            let mut cx = micro.context();
+            let accumulation = batch.batch.div_ceil(rows) as u64;
+            cx.dropout = Some(DropoutContext { seed: run.seed, step: self.state.step * accumulation + index as u64 });
+            sums += forward_backward(
+                self.model.as_ref(),
+                &micro.ids,
+                &micro.targets,
+                &mut cx,
+                &options,
+                run.train.activation_checkpointing,
+            )?;
+        }
+        Ok(sums)
+    }
+
+    fn prefetch(&self) -> Prefetch {
+        self.loader.prefetch(self.state.next_sample, self.resolved.run.train.batch_size)
+    }
+
+    fn advance(&mut self, batch: &Batch, skipped: bool) {
+        self.state.step += 1;
+        self.state.updates += u64::from(!skipped);
+        self.state.next_sample += batch.batch as u64;
+        self.state.tokens += (batch.batch * batch.context) as u64;
+    }
+
+    /// Throws away the step's gradient.
+    fn skip(&mut self, reason: String, observer: &mut dyn Observer) -> Result<()> {
+        for grad in self.store.buckets().iter().filter_map(|b| b.grad.as_ref()) {
+            tallow_ops::fill_zero(grad)?;
+        }
+        observer.event(Event::Notice(format!("step {}: {reason}; the step is skipped", self.state.step + 1)))
+    }
+
+    /// Returns to the newest checkpoint and goes on behind the data that went wrong.
+    fn roll_back(&mut self, reason: String, observer: &mut dyn Observer) -> Result<()> {
+        let (step, behind) = (self.state.step, self.state.next_sample + self.resolved.run.train.batch_size as u64);
+        let anomaly = self.anomaly.clone();
+        self.skip(reason.clone(), observer)?;
+        let Some((path, _)) = self.checkpoints.newest()? else {
+            return Err(self.diverged(format!("{reason}, and there is no checkpoint to roll back to")));
+        };
+        self.restore(&path)?;
+        self.state.next_sample = behind;
+        self.anomaly = anomaly;
+        let notice = format!("step {step}: rolled back to step {}, its data is left out", self.state.step);
+        observer.event(Event::Notice(notice))
+    }
+
+    fn diverged(&self, reason: String) -> Error {
+        Error::Diverged { step: self.state.step + 1, reason }
+    }
+
+    fn data_ended(&self) -> Error {
+        Error::Diverged { step: self.state.step + 1, reason: "the loader of the training data ended".into() }
+    }
+
+    fn due(&self, every: u64) -> bool {
+        every > 0 && self.state.step.is_multiple_of(every)
+    }
+
+    fn record(&self, sums: LossSums, lr: f64, grad_norm: f64, seconds: f64, skipped: bool) -> StepRecord {
+        let tokens = (self.resolved.run.train.batch_size * self.resolved.run.data.context_length) as f64;
+        let tokens_per_s = tokens / seconds;
+        StepRecord {
+            step: self.state.step,
+            tokens: self.state.tokens,
+            loss: sums.mean(),
+            lr,
+            grad_norm,
+            tokens_per_s,
+            mfu: self.resolved.peak_flops.map(|peak| tokens_per_s * self.resolved.flops_per_token / peak),
+            memory: memory::peak_resident().unwrap_or(0),
+            elapsed_s: self.state.elapsed_before + self.started.elapsed().as_secs_f64(),
+            skipped,
+        }
+    }
+
+    fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let score = validation.score(self.model.as_ref(), self.resolved.micro_batch_size, &self.device)?;
+        if self.state.best_loss.is_none_or(|best| score.loss < best) {
+            self.state.best_loss = Some(score.loss);
+            self.state.best_step = Some(self.state.step);
+        }
+        observer.event(Event::Eval(&score.record(self.state.step)))
+    }
+
+    /// Writes a checkpoint now.
+    ///
+    /// # Errors
+    /// If it cannot be written; earlier checkpoints are as they were.
+    pub fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        self.state.anomaly = Some(self.anomaly.clone());
+        let elapsed = self.state.elapsed_before + self.started.elapsed().as_secs_f64();
+        let state = TrainState { elapsed_before: elapsed, ..self.state.clone() };
+        let path = self.checkpoints.save(&state, &self.store, &self.optimizer)?;
+        observer.event(Event::Saved(&path))?;
+        Ok(path)
+    }
+
+    /// Writes the model and its tokenizer as a Hugging Face directory.
+    ///
+    /// # Errors
+    /// If it cannot be written; what was there before is as it was.
+    pub fn save_final(&self, path: &std::path::Path) -> Result<()> {
+        self.checkpoints.save_final(path, &self.store)
+    }
+}
