@@ -7,3 +7,12 @@
 //! Almost all `unsafe` of the project lives in this crate. Each function is tested against a scalar `f64` reference over
 //! odd sizes and unaligned slices.
 
+pub mod activation;
+pub mod attention;
+pub mod dropout;
+pub mod elementwise;
+pub mod lanes;
+pub mod norm;
+pub mod rng;
+pub mod rope;
+pub mod simd;

@@ -9,8 +9,22 @@
 //! what the op corpus compares with and what runs on backends without a kernel.
 #![forbid(unsafe_code)]
 
+mod activation;
+mod attention;
 mod autograd;
+mod dropout;
+mod elementwise;
+mod norm;
+mod operand;
+pub mod reference;
+mod rope;
 mod weight;
 
+pub use activation::{Gelu, gelu, relu, silu, swiglu};
+pub use attention::{KeyRanges, attention};
 pub use autograd::{backward_from, grad_enabled, no_grad};
+pub use dropout::{DropoutKey, dropout};
+pub use elementwise::residual_add;
+pub use norm::{layer_norm, rms_norm};
+pub use rope::{RopeLayout, RopeTable, rope};
 pub use weight::Weight;

@@ -1,0 +1,564 @@
+//! Vectors of f32 lanes behind one small trait, so that a kernel is written once and compiled for each instruction set.
+//!
+//! A value of [`Avx2`] or [`Avx512`] is the proof that this CPU has those instructions: it is made only after asking
+//! the CPU. So arithmetic is safe, and `unsafe` is left to raw pointers. Functions written with `simd_fn!` take a
+//! [`Level`](crate::simd::Level) and are compiled once for each instruction set.
+
+use half::bf16;
+
+/// f32 lanes of one instruction set.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// A vector of [`LANES`](Self::LANES) values.
+    type V: Copy;
+    /// Lanes of a vector; divides 16.
+    const LANES: usize;
+    /// Vectors across a register tile of the matrix kernels, next to 6 rows.
+    const TILE: usize;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// The first `LANES` values of `src`; panics if there are fewer.
+    fn load(self, src: &[f32]) -> Self::V;
+    /// Writes to the first `LANES` places of `dst`; panics if there are fewer.
+    fn store(self, v: Self::V, dst: &mut [f32]);
+    /// The first `LANES` values of `src` widened.
+    fn load_bf16(self, src: &[bf16]) -> Self::V;
+    /// Rounded to nearest even, NaN kept.
+    fn store_bf16(self, v: Self::V, dst: &mut [bf16]);
+    /// # Safety
+    /// `src` is readable for `LANES` values.
+    unsafe fn load_ptr(self, src: *const f32) -> Self::V;
+    /// # Safety
+    /// `dst` is writable for `LANES` values.
+    unsafe fn store_ptr(self, v: Self::V, dst: *mut f32);
+
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, fused where the instruction set can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c - a * b`.
+    fn fnma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Nearest integer, ties to even.
+    fn round(self, a: Self::V) -> Self::V;
+    /// Lane by lane `a < b ? x : y` (`y` where either is NaN).
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// `2^n` for integral `n` in -127..=127; 0 at -127; unspecified but harmless for NaN.
+    fn pow2(self, n: Self::V) -> Self::V;
+    /// The lanes as an array, filled up with zeros.
+    fn to_array(self, v: Self::V) -> [f32; 16];
+
+    /// Sum of the lanes, always in the same order.
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        let mut a = self.to_array(v);
+        let mut width = Self::LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                a[i] += a[i + width];
+            }
+            width /= 2;
+        }
+        a[0]
+    }
+
+    /// Largest lane; NaN lanes may be passed over.
+    #[inline(always)]
+    fn max_lane(self, v: Self::V) -> f32 {
+        let a = self.to_array(v);
+        a[..Self::LANES].iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// `2^x` for `x <= 127`, results below the normal range flushed to 0, NaN kept. Relative error below 2e-7.
+    #[inline(always)]
+    fn exp2(self, x: Self::V) -> Self::V {
+        let n = self.round(self.max(self.splat(-127.0), x));
+        let r = self.sub(self.max(self.splat(-127.0), x), n);
+        let mut p = self.splat(1.546_144_5e-4);
+        for c in [1.340_042_8e-3, 9.618_056_6e-3, 5.550_327_2e-2, 2.402_265_1e-1, 6.931_472e-1, 1.0] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        self.mul(p, self.pow2(n))
+    }
+
+    /// `e^x` over the whole range: 0 from -104 down, infinity past 88.7, NaN kept. Relative error below 2e-7.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        let x = self.min(self.splat(89.0), self.max(self.splat(-104.0), x));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.fnma(n, self.splat(0.693_359_4), x);
+        let r = self.fnma(n, self.splat(-2.121_944_4e-4), r);
+        let mut p = self.splat(1.394_110_9e-3);
+        for c in [8.375_126_4e-3, 4.166_635_3e-2, 1.666_641_6e-1, 0.5, 1.0, 1.0] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        // Two factors, since 2^n alone overflows or is denormal at the ends of the range.
+        let half = self.round(self.mul(n, self.splat(0.5)));
+        self.mul(self.mul(p, self.pow2(half)), self.pow2(self.sub(n, half)))
+    }
+
+    /// `1 / (1 + e^-x)`.
+    #[inline(always)]
+    fn sigmoid(self, x: Self::V) -> Self::V {
+        let one = self.splat(1.0);
+        self.div(one, self.add(one, self.exp(self.sub(self.splat(0.0), x))))
+    }
+}
+
+/// A storage type of tensors: f32 or bf16, computed with in f32.
+pub trait Element: Copy + Send + Sync + PartialEq + std::fmt::Debug + 'static {
+    /// Zero.
+    const ZERO: Self;
+    /// Widened (exact).
+    fn to_f32(self) -> f32;
+    /// Rounded to nearest even.
+    fn from_f32(x: f32) -> Self;
+    /// The first `LANES` values, widened.
+    fn load<S: Simd>(s: S, src: &[Self]) -> S::V;
+    /// Rounds to the first `LANES` places.
+    fn store<S: Simd>(s: S, v: S::V, dst: &mut [Self]);
+
+    /// Like [`load`](Self::load) with zeros where `src` is too short.
+    #[inline(always)]
+    fn load_part<S: Simd>(s: S, src: &[Self]) -> S::V {
+        if src.len() >= S::LANES {
+            return Self::load(s, src);
+        }
+        let mut full = [Self::ZERO; 16];
+        full[..src.len()].copy_from_slice(src);
+        Self::load(s, &full)
+    }
+
+    /// Like [`store`](Self::store), only as many lanes as `dst` has.
+    #[inline(always)]
+    fn store_part<S: Simd>(s: S, v: S::V, dst: &mut [Self]) {
+        if dst.len() >= S::LANES {
+            return Self::store(s, v, dst);
+        }
+        let mut full = [Self::ZERO; 16];
+        Self::store(s, v, &mut full);
+        dst.copy_from_slice(&full[..dst.len()]);
+    }
+}
+
+impl Element for f32 {
+    const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, src: &[Self]) -> S::V {
+        s.load(src)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::V, dst: &mut [Self]) {
+        s.store(v, dst);
+    }
+}
+
+impl Element for bf16 {
+    const ZERO: Self = bf16::ZERO;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        bf16::from_bits(round_bf16(x))
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, src: &[Self]) -> S::V {
+        s.load_bf16(src)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::V, dst: &mut [Self]) {
+        s.store_bf16(v, dst);
+    }
+}
+
+#[inline(always)]
+fn round_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let quiet = (bits >> 16) | 0x40;
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    (if x.is_nan() { quiet } else { rounded }) as u16
+}
+
+/// Portable lanes, left to the compiler to vectorise.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable;
+
+const PORTABLE: usize = 8;
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; PORTABLE] {
+    std::array::from_fn(f)
+}
+
+#[inline(always)]
+fn scalar_fma(a: f32, b: f32, c: f32) -> f32 {
+    // Without the instruction `mul_add` is a slow call into the C library.
+    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
+}
+
+impl Simd for Portable {
+    type V = [f32; PORTABLE];
+    const LANES: usize = PORTABLE;
+    const TILE: usize = 1;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; PORTABLE]
+    }
+    #[inline(always)]
+    fn load(self, src: &[f32]) -> Self::V {
+        let src = &src[..PORTABLE];
+        each(|i| src[i])
+    }
+    #[inline(always)]
+    fn store(self, v: Self::V, dst: &mut [f32]) {
+        dst[..PORTABLE].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn load_bf16(self, src: &[bf16]) -> Self::V {
+        let src = &src[..PORTABLE];
+        each(|i| src[i].to_f32())
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: Self::V, dst: &mut [bf16]) {
+        let dst = &mut dst[..PORTABLE];
+        for i in 0..PORTABLE {
+            dst[i] = bf16::from_bits(round_bf16(v[i]));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_ptr(self, src: *const f32) -> Self::V {
+        // SAFETY: the caller vouches for LANES readable values; the read is unaligned.
+        unsafe { src.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_ptr(self, v: Self::V, dst: *mut f32) {
+        // SAFETY: the caller vouches for LANES writable values; the write is unaligned.
+        unsafe { dst.cast::<Self::V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        each(|i| scalar_fma(a[i], b[i], c[i]))
+    }
+    #[inline(always)]
+    fn fnma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        each(|i| scalar_fma(-a[i], b[i], c[i]))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn round(self, a: Self::V) -> Self::V {
+        // Adding and taking away 1.5 * 2^23 rounds to nearest even below 2^22; NaN and larger values stay.
+        const BIG: f32 = 12_582_912.0;
+        each(|i| if a[i].abs() < 4_194_304.0 { (a[i] + BIG) - BIG } else { a[i] })
+    }
+    #[inline(always)]
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        each(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::V) -> Self::V {
+        each(|i| f32::from_bits(((n[i] as i32).wrapping_add(127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn to_array(self, v: Self::V) -> [f32; 16] {
+        let mut out = [0.0; 16];
+        out[..PORTABLE].copy_from_slice(&v);
+        out
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Simd, bf16};
+    use std::arch::x86_64::*;
+
+    /// Proof of AVX2 and FMA; 8 lanes.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Avx2(());
+
+    /// Proof of AVX-512 F, BW, DQ and VL; 16 lanes.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Avx512(());
+
+    impl Avx2 {
+        /// `Some` if this CPU has AVX2 and FMA.
+        pub fn new() -> Option<Self> {
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+        }
+    }
+
+    impl Avx512 {
+        /// `Some` if this CPU has AVX-512 F, BW, DQ and VL, besides AVX2 and FMA.
+        pub fn new() -> Option<Self> {
+            Avx2::new()?;
+            (is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl"))
+            .then_some(Self(()))
+        }
+    }
+
+    /// A method that is one expression over intrinsics.
+    macro_rules! lanes {
+        ($(fn $name:ident($($arg:ident),*) = $value:expr;)*) => {
+            $(
+                #[inline(always)]
+                fn $name(self, $($arg: Self::V),*) -> Self::V {
+                    // SAFETY: a value of this type exists only where the CPU has the instructions.
+                    unsafe { $value }
+                }
+            )*
+        };
+    }
+
+    impl Simd for Avx2 {
+        type V = __m256;
+        const LANES: usize = 8;
+        const TILE: usize = 2;
+
+        lanes! {
+            fn add(a, b) = _mm256_add_ps(a, b);
+            fn sub(a, b) = _mm256_sub_ps(a, b);
+            fn mul(a, b) = _mm256_mul_ps(a, b);
+            fn div(a, b) = _mm256_div_ps(a, b);
+            fn fma(a, b, c) = _mm256_fmadd_ps(a, b, c);
+            fn fnma(a, b, c) = _mm256_fnmadd_ps(a, b, c);
+            fn max(a, b) = _mm256_max_ps(a, b);
+            fn min(a, b) = _mm256_min_ps(a, b);
+            fn round(a) = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+            fn select_lt(a, b, x, y) = _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
+            fn pow2(n) = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(
+                _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127))));
+        }
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m256 {
+            // SAFETY: as above.
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        fn load(self, src: &[f32]) -> __m256 {
+            let src = &src[..8];
+            // SAFETY: 8 values are there.
+            unsafe { _mm256_loadu_ps(src.as_ptr()) }
+        }
+        #[inline(always)]
+        fn store(self, v: __m256, dst: &mut [f32]) {
+            let dst = &mut dst[..8];
+            // SAFETY: 8 places are there.
+            unsafe { _mm256_storeu_ps(dst.as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn load_bf16(self, src: &[bf16]) -> __m256 {
+            let src = &src[..8];
+            // SAFETY: 8 values of 16 bits are there.
+            unsafe {
+                let half = _mm_loadu_si128(src.as_ptr().cast());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+            }
+        }
+        #[inline(always)]
+        fn store_bf16(self, v: __m256, dst: &mut [bf16]) {
+            let dst = &mut dst[..8];
+            // SAFETY: 8 places of 16 bits are there.
+            unsafe {
+                let bits = _mm256_castps_si256(v);
+                let high = _mm256_srli_epi32::<16>(bits);
+                let odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+                let biased = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+                let rounded = _mm256_srli_epi32::<16>(biased);
+                let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+                let words = _mm256_blendv_epi8(rounded, quiet, nan);
+                let packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                _mm_storeu_si128(dst.as_mut_ptr().cast(), packed);
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_ptr(self, src: *const f32) -> __m256 {
+            // SAFETY: the caller vouches for the pointer.
+            unsafe { _mm256_loadu_ps(src) }
+        }
+        #[inline(always)]
+        unsafe fn store_ptr(self, v: __m256, dst: *mut f32) {
+            // SAFETY: the caller vouches for the pointer.
+            unsafe { _mm256_storeu_ps(dst, v) }
+        }
+        #[inline(always)]
+        fn to_array(self, v: __m256) -> [f32; 16] {
+            let mut out = [0.0; 16];
+            self.store(v, &mut out);
+            out
+        }
+    }
+
+    impl Simd for Avx512 {
+        type V = __m512;
+        const LANES: usize = 16;
+        const TILE: usize = 4;
+
+        lanes! {
+            fn add(a, b) = _mm512_add_ps(a, b);
+            fn sub(a, b) = _mm512_sub_ps(a, b);
+            fn mul(a, b) = _mm512_mul_ps(a, b);
+            fn div(a, b) = _mm512_div_ps(a, b);
+            fn fma(a, b, c) = _mm512_fmadd_ps(a, b, c);
+            fn fnma(a, b, c) = _mm512_fnmadd_ps(a, b, c);
+            fn max(a, b) = _mm512_max_ps(a, b);
+            fn min(a, b) = _mm512_min_ps(a, b);
+            fn round(a) = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+            fn select_lt(a, b, x, y) = _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x);
+            fn pow2(n) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
+                _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127))));
+        }
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m512 {
+            // SAFETY: a value of this type exists only where the CPU has the instructions.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        fn load(self, src: &[f32]) -> __m512 {
+            let src = &src[..16];
+            // SAFETY: 16 values are there.
+            unsafe { _mm512_loadu_ps(src.as_ptr()) }
+        }
+        #[inline(always)]
+        fn store(self, v: __m512, dst: &mut [f32]) {
+            let dst = &mut dst[..16];
+            // SAFETY: 16 places are there.
+            unsafe { _mm512_storeu_ps(dst.as_mut_ptr(), v) }
+        }
+        #[inline(always)]
+        fn load_bf16(self, src: &[bf16]) -> __m512 {
+            let src = &src[..16];
+            // SAFETY: 16 values of 16 bits are there.
+            unsafe {
+                let half = _mm256_loadu_si256(src.as_ptr().cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+            }
+        }
+        #[inline(always)]
+        fn store_bf16(self, v: __m512, dst: &mut [bf16]) {
+            let dst = &mut dst[..16];
+            // SAFETY: 16 places of 16 bits are there.
+            unsafe {
+                let bits = _mm512_castps_si512(v);
+                let high = _mm512_srli_epi32::<16>(bits);
+                let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+                let biased = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                let rounded = _mm512_srli_epi32::<16>(biased);
+                let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                let words = _mm512_mask_blend_epi32(nan, rounded, quiet);
+                _mm256_storeu_si256(dst.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(words));
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_ptr(self, src: *const f32) -> __m512 {
+            // SAFETY: the caller vouches for the pointer.
+            unsafe { _mm512_loadu_ps(src) }
+        }
+        #[inline(always)]
+        unsafe fn store_ptr(self, v: __m512, dst: *mut f32) {
+            // SAFETY: the caller vouches for the pointer.
+            unsafe { _mm512_storeu_ps(dst, v) }
+        }
+        #[inline(always)]
+        fn to_array(self, v: __m512) -> [f32; 16] {
+            let mut out = [0.0; 16];
+            self.store(v, &mut out);
+            out
+        }
+    }
+}
+
+/// Defines a function written over `S: Simd` and compiled for each instruction set. The public function takes the
+/// [`Level`](crate::simd::Level) in place of `s`; a level that the CPU lacks falls back to the next lower one.
+macro_rules! simd_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $([$($T:ident : $B:path),+])? ($s:ident $(, $arg:ident : $ty:ty)* $(,)?)
+     $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name $(<$($T: $B),+>)? (level: $crate::simd::Level, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body<S: $crate::lanes::Simd $($(, $T: $B)+)?>($s: S, $($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512 $(<$($T: $B),+>)? (s: $crate::lanes::Avx512, $($arg: $ty),*) $(-> $ret)? {
+                    body(s, $($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2 $(<$($T: $B),+>)? (s: $crate::lanes::Avx2, $($arg: $ty),*) $(-> $ret)? {
+                    body(s, $($arg),*)
+                }
+                if level >= $crate::simd::Level::Avx512
+                    && let Some(s) = $crate::lanes::Avx512::new()
+                {
+                    // SAFETY: `s` is the proof that the CPU has the features.
+                    return unsafe { avx512(s, $($arg),*) };
+                }
+                if level >= $crate::simd::Level::Avx2
+                    && let Some(s) = $crate::lanes::Avx2::new()
+                {
+                    // SAFETY: `s` is the proof that the CPU has the features.
+                    return unsafe { avx2(s, $($arg),*) };
+                }
+            }
+            let _ = level;
+            body($crate::lanes::Portable, $($arg),*)
+        }
+    };
+}
+pub(crate) use simd_fn;

@@ -1,0 +1,259 @@
+//! [`attention`] in tiles, and [`KeyRanges`], its only kind of mask.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use tallow_kernels::attention::{Heads, Inputs, Saved, Sizes, attention_backward, attention_forward};
+use tallow_kernels::simd;
+
+use crate::operand::{Scalar, check_dtype, on_cpu, with_dtype};
+use crate::reference;
+
+/// For each query the one contiguous range of keys `[lo, hi)` that it sees: covers causal attention, packed documents,
+/// sliding windows, padding, decoding with a cache, and full attention.
+///
+/// A query with an empty range (`lo == hi`) gets a zero output row, and neither receives nor gives gradients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRanges {
+    b: usize,
+    tq: usize,
+    tk: usize,
+    lo: Vec<u32>,
+    hi: Vec<u32>,
+}
+
+impl KeyRanges {
+    /// Ranges as given, `b * tq` values each, row by row.
+    ///
+    /// # Errors
+    /// If the lengths do not fit, a size is zero, `tk` is over `u32::MAX`, or a range is not `lo <= hi <= tk`.
+    pub fn new(b: usize, tq: usize, tk: usize, lo: Vec<u32>, hi: Vec<u32>) -> Result<Self> {
+        if b == 0 || tq == 0 || tk == 0 || u32::try_from(tk).is_err() {
+            bail!("key ranges: b {b}, tq {tq}, tk {tk}: each must be at least 1 and tk fit 32 bits")
+        }
+        let len = b.checked_mul(tq);
+        if len != Some(lo.len()) || len != Some(hi.len()) {
+            bail!("key ranges: {} and {} values for b {b} * tq {tq}", lo.len(), hi.len())
+        }
+        if let Some(i) = (0..lo.len()).find(|&i| lo[i] > hi[i] || hi[i] as usize > tk) {
+            let (row, query) = (i / tq, i % tq);
+            bail!("key ranges: row {row} query {query}: [{}, {}) is not within 0..{tk}", lo[i], hi[i])
+        }
+        Ok(Self { b, tq, tk, lo, hi })
+    }
+
+    /// Causal: the queries are the last `tq` of `tk` tokens, and each sees all tokens up to itself.
+    ///
+    /// # Errors
+    /// If a size is zero or `tq > tk`.
+    pub fn causal(b: usize, tq: usize, tk: usize) -> Result<Self> {
+        if tq > tk {
+            bail!("causal key ranges: {tq} queries cannot be the last of {tk} keys")
+        }
+        check_size(b, tq)?;
+        let hi = (0..b).flat_map(|_| tk - tq + 1..=tk).map(|hi| hi as u32).collect();
+        Self::new(b, tq, tk, vec![0; b * tq], hi)
+    }
+
+    /// Causal within documents: token `i` of a row sees tokens `doc_start[i]..=i`, and at most the last `window` of
+    /// them (itself included). `doc_start` has `b * t` values: where in its row each token's document begins.
+    ///
+    /// # Errors
+    /// If the length does not fit, a document begins after its token, or the window is 0.
+    pub fn causal_documents(b: usize, t: usize, doc_start: &[u32], window: Option<usize>) -> Result<Self> {
+        let causal = Self::causal(b, t, t)?;
+        if doc_start.len() != b * t {
+            bail!("document starts: {} values for b {b} * t {t}", doc_start.len())
+        }
+        if let Some(i) = (0..b * t).find(|&i| doc_start[i] >= causal.hi[i]) {
+            bail!("document starts: row {} token {}: its document begins at {}", i / t, i % t, doc_start[i])
+        }
+        let ranges = Self { lo: doc_start.to_vec(), ..causal };
+        match window {
+            Some(window) => ranges.with_window(window),
+            None => Ok(ranges),
+        }
+    }
+
+    /// Full attention; with `lens` (`b` values) only the first `lens[i]` tokens of row `i` are seen, by all of its
+    /// queries.
+    ///
+    /// # Errors
+    /// If a size is zero, the number of lengths is not `b`, or one is over `t`.
+    pub fn bidirectional(b: usize, t: usize, lens: Option<&[u32]>) -> Result<Self> {
+        check_size(b, t)?;
+        let hi = match lens {
+            None => vec![t as u32; b * t],
+            Some(lens) if lens.len() == b => lens.iter().flat_map(|&len| std::iter::repeat_n(len, t)).collect(),
+            Some(lens) => bail!("bidirectional key ranges: {} lengths for {b} rows", lens.len()),
+        };
+        Self::new(b, t, t, vec![0; b * t], hi)
+    }
+
+    /// Keeps only the last `window` keys of each range: a sliding window where the ranges are causal.
+    ///
+    /// # Errors
+    /// If the window is 0.
+    pub fn with_window(mut self, window: usize) -> Result<Self> {
+        if window == 0 {
+            bail!("a window of 0 keys leaves nothing to attend to; use 1 or more, or none")
+        }
+        let window = u32::try_from(window).unwrap_or(u32::MAX);
+        self.lo.iter_mut().zip(&self.hi).for_each(|(lo, hi)| *lo = (*lo).max(hi.saturating_sub(window)));
+        Ok(self)
+    }
+
+    /// First key of each query, `b * tq` values.
+    pub fn lo(&self) -> &[u32] {
+        &self.lo
+    }
+
+    /// One past the last key of each query, `b * tq` values.
+    pub fn hi(&self) -> &[u32] {
+        &self.hi
+    }
+
+    /// `(b, tq, tk)`.
+    pub fn dims(&self) -> (usize, usize, usize) {
+        (self.b, self.tq, self.tk)
+    }
+
+    /// Pairs of query and key that are seen, over all rows: what the cost of attention is proportional to.
+    pub fn pairs(&self) -> u64 {
+        self.lo.iter().zip(&self.hi).map(|(lo, hi)| u64::from(hi - lo)).sum()
+    }
+}
+
+/// Caps what is allocated before the lengths are checked.
+fn check_size(b: usize, t: usize) -> Result<()> {
+    match b.checked_mul(t) {
+        Some(n) if n <= isize::MAX as usize / 16 => Ok(()),
+        _ => bail!("key ranges: b {b} * t {t} is too large"),
+    }
+}
+
+/// `softmax(scale q k^T) v` over each query's range of keys (Vaswani et al. 2017), in tiles (Dao et al. 2022).
+///
+/// `q [b, tq, h, d]`, `k` and `v [b, tk, g, d]`, f32 or bf16 alike, computed in f32; query head `i` attends to key head
+/// `i / (h / g)` (grouped queries, Ainslie et al. 2023). Returns `[b, tq, h, d]`. Any strides will do as long as channels
+/// are contiguous. Keeps one f32 for each query and head; memory is never in proportion to `tq * tk`, and time is in
+/// proportion to the pairs that are seen. Changing keys or values outside a query's range leaves its row bit for bit.
+///
+/// # Errors
+/// If shapes, dtypes, devices or the ranges do not fit each other.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &Arc<KeyRanges>, scale: f64) -> Result<Tensor> {
+    let sizes = check(q, k, v, ranges)?;
+    if !on_cpu(q) {
+        return reference::attention(q, k, v, ranges, scale);
+    }
+    let [q, k, v] = [q, k, v].map(dense_channels);
+    q?.apply_op3(&k?, &v?, Attention { sizes, ranges: ranges.clone(), scale: scale as f32, lse: OnceLock::new() })
+}
+
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges) -> Result<Sizes> {
+    let ((b, tq, h, d), (bk, tk, g, dk)) = (q.dims4()?, k.dims4()?);
+    if k.shape() != v.shape() || b != bk || d != dk || g == 0 || d == 0 || h == 0 || !h.is_multiple_of(g) {
+        let (qs, ks, vs) = (q.shape(), k.shape(), v.shape());
+        bail!("attention: q {qs:?}, k {ks:?}, v {vs:?}: expected q [b, tq, h, d], k and v [b, tk, g, d], g dividing h")
+    }
+    if ranges.dims() != (b, tq, tk) {
+        bail!("attention: key ranges are for (b, tq, tk) {:?}, tensors are {:?}", ranges.dims(), (b, tq, tk))
+    }
+    check_dtype("attention", q.dtype())?;
+    if [k, v].iter().any(|x| x.dtype() != q.dtype() || !x.device().same_device(q.device())) {
+        bail!("attention: q {:?}, k {:?}, v {:?} must share dtype and device", q.dtype(), k.dtype(), v.dtype())
+    }
+    Ok(Sizes { b, tq, tk, h, g, d })
+}
+
+/// As it is if the last dimension is contiguous (strides elsewhere are fine), else copied.
+fn dense_channels(x: &Tensor) -> Result<Tensor> {
+    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
+}
+
+struct Attention {
+    sizes: Sizes,
+    ranges: Arc<KeyRanges>,
+    scale: f32,
+    lse: OnceLock<Vec<f32>>,
+}
+
+/// The rows of an operand where they lie.
+fn heads<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<Heads<'a, T>> {
+    let data = &T::cpu_storage_as_slice(storage)?[layout.start_offset()..];
+    let (dims, strides) = (layout.dims(), layout.stride());
+    Heads::new(data, [dims[0], dims[1], dims[2], dims[3]], [strides[0], strides[1], strides[2]])
+        .ok_or_else(|| candle_core::Error::Msg(format!("attention: layout {layout:?} reaches past its storage")))
+}
+
+impl Attention {
+    fn inputs<'a, T: Scalar>(&'a self, [q, k, v]: [Heads<'a, T>; 3]) -> Inputs<'a, T> {
+        Inputs { sizes: self.sizes, q, k, v, lo: self.ranges.lo(), hi: self.ranges.hi(), scale: self.scale }
+    }
+
+    fn forward<T: Scalar>(&self, [q, k, v]: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
+        let Sizes { b, tq, h, d, .. } = self.sizes;
+        let (mut out, mut lse) = (vec![T::ZERO; b * tq * h * d], vec![0.0; b * h * tq]);
+        let inputs = self.inputs([heads::<T>(q.0, q.1)?, heads(k.0, k.1)?, heads(v.0, v.1)?]);
+        attention_forward(simd::level(), &inputs, &mut out, &mut lse);
+        // Set twice only if candle ran the op twice, with the same result.
+        let _ = self.lse.set(lse);
+        Ok(T::to_cpu_storage_owned(out))
+    }
+
+    fn backward<T: Scalar>(&self, inputs: [&Tensor; 3], out: &Tensor, dout: &Tensor) -> Result<[Tensor; 3]> {
+        let Some(lse) = self.lse.get() else { bail!("attention: backward without a forward pass") };
+        let [q, k, v] = inputs;
+        let held = [q, k, v, out, dout].map(Tensor::storage_and_layout);
+        let mut views = Vec::with_capacity(held.len());
+        for (storage, layout) in &held {
+            match &**storage {
+                candle_core::Storage::Cpu(storage) => views.push(heads::<T>(storage, layout)?),
+                _ => bail!("attention: recorded on the CPU, but an operand lies elsewhere"),
+            }
+        }
+        let saved = Saved { out: views[3], dout: views[4], lse };
+        let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![T::ZERO; x.elem_count()]);
+        let inputs = self.inputs([views[0], views[1], views[2]]);
+        attention_backward(simd::level(), &inputs, &saved, &mut dq, &mut dk, &mut dv);
+        let device = q.device();
+        Ok([
+            Tensor::from_vec(dq, q.shape(), device)?,
+            Tensor::from_vec(dk, k.shape(), device)?,
+            Tensor::from_vec(dv, v.shape(), device)?,
+        ])
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        ql: &Layout,
+        k: &CpuStorage,
+        kl: &Layout,
+        v: &CpuStorage,
+        vl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let out = with_dtype!(self.name(), q.dtype(), T => self.forward::<T>([(q, ql), (k, kl), (v, vl)]))?;
+        Ok((out, ql.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        dout: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dout = dense_channels(dout)?;
+        let [dq, dk, dv] = with_dtype!(self.name(), q.dtype(), T => self.backward::<T>([q, k, v], out, &dout))?;
+        Ok((q.track_op().then_some(dq), k.track_op().then_some(dk), v.track_op().then_some(dv)))
+    }
+}

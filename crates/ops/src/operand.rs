@@ -1,0 +1,138 @@
+//! From candle tensors to the slices that the kernels take.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, DType, Device, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage,
+    Tensor, WithDType, bail,
+};
+use half::bf16;
+use tallow_kernels::lanes::Element;
+
+use crate::Weight;
+
+/// A dtype that the ops compute in.
+pub(crate) trait Scalar: Element + WithDType {}
+
+impl Scalar for f32 {}
+impl Scalar for bf16 {}
+
+/// Runs `$body` with `$T` bound to the Rust type of a dtype, f32 or bf16; any other is an error that names the op.
+macro_rules! with_dtype {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            other => candle_core::bail!("{}: dtype {other:?} is not supported, convert to F32 or BF16", $op),
+        }
+    };
+}
+pub(crate) use with_dtype;
+
+/// The values of a contiguous operand of a custom op.
+pub(crate) fn slice<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let data = T::cpu_storage_as_slice(storage)?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&data[start..end]),
+        None => bail!("an operand of a fused op must be contiguous, got strides {:?}", layout.stride()),
+    }
+}
+
+/// The values of a contiguous CPU tensor, from what [`Tensor::storage_and_layout`] returned.
+pub(crate) fn view<'a, T: Scalar>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
+    match storage {
+        Storage::Cpu(storage) => slice(storage, layout),
+        _ => bail!("a fused op was recorded on the CPU, but an operand lies elsewhere"),
+    }
+}
+
+/// Both operands of a binary op must agree in shape, dtype and device.
+pub(crate) fn check_same(op: &str, x: &Tensor, y: &Tensor) -> Result<()> {
+    if x.shape() != y.shape() || x.dtype() != y.dtype() || !x.device().same_device(y.device()) {
+        let (xs, ys) = (x.shape(), y.shape());
+        bail!("{op}: operands differ: {xs:?} {:?} and {ys:?} {:?}", x.dtype(), y.dtype())
+    }
+    Ok(())
+}
+
+/// True if the kernels run on this device; elsewhere the composed reference does.
+pub(crate) fn on_cpu(x: &Tensor) -> bool {
+    matches!(x.device(), Device::Cpu)
+}
+
+/// F32 or BF16, or an error that names the op.
+pub(crate) fn check_dtype(op: &str, dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F32 | DType::BF16 => Ok(()),
+        other => bail!("{op}: dtype {other:?} is not supported, convert to F32 or BF16"),
+    }
+}
+
+/// Adds f32 values to a gradient slot on the CPU, in place.
+pub(crate) fn add_to_slot(slot: &Tensor, values: &[f32]) -> Result<()> {
+    slot.inplace_op1(&AddSlice { values })
+}
+
+struct AddSlice<'a> {
+    values: &'a [f32],
+}
+
+impl InplaceOp1 for AddSlice<'_> {
+    fn name(&self) -> &'static str {
+        "add-to-slot"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        match (storage, layout.contiguous_offsets()) {
+            (CpuStorage::F32(data), Some((start, end))) if end - start == self.values.len() => {
+                data[start..end].iter_mut().zip(self.values).for_each(|(slot, v)| *slot += v);
+                Ok(())
+            }
+            _ => bail!("a gradient slot must be contiguous f32 of {} values", self.values.len()),
+        }
+    }
+}
+
+/// A weight as an operand of composed candle ops, on any device: its value, on the tape if it has a gradient slot, and
+/// what arrives there in backward is added to the slot.
+pub(crate) fn composed(weight: &Weight) -> Result<Tensor> {
+    match (weight.anchor(), weight.grad()) {
+        (Some(anchor), Some(slot)) => weight.value().contiguous()?.apply_op2(anchor, SlotTap { slot: slot.clone() }),
+        _ => Ok(weight.value().clone()),
+    }
+}
+
+/// Identity on the first operand.
+struct SlotTap {
+    slot: Tensor,
+}
+
+impl CustomOp2 for SlotTap {
+    fn name(&self) -> &'static str {
+        "slot-tap"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let s = with_dtype!(self.name(), s.dtype(), T => T::to_cpu_storage_owned(slice::<T>(s, l)?.to_vec()));
+        Ok((s, l.shape().clone()))
+    }
+
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((s.try_clone(l)?, l.shape().clone()))
+    }
+
+    fn metal_fwd(&self, s: &MetalStorage, l: &Layout, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+        Ok((s.try_clone(l)?, l.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let sum = (&self.slot + grad.to_dtype(DType::F32)?)?;
+        self.slot.slice_set(&sum, 0, 0)?;
+        Ok((None, None))
+    }
+}

@@ -1,0 +1,12 @@
+//! Every fused op composed of candle's own differentiable ops: what the op corpus compares with, and what runs where
+//! there is no kernel. Slow and memory-hungry, and clear.
+
+mod activation;
+mod attention;
+mod norm;
+mod rope;
+
+pub use activation::{activation, swiglu};
+pub use attention::attention;
+pub use norm::{layer_norm, rms_norm};
+pub use rope::rope;
