@@ -107,6 +107,31 @@ impl Candidates {
         self.items.retain(|candidate| candidate.rank(&last) != Ordering::Greater);
     }
 
+    /// Keeps the shortest run of most likely candidates whose weights sum to at least `enough`; all of them where even
+    /// the whole sum is less. `weight` must not grow as the score falls. Linear in the number of candidates: the half
+    /// that holds the end of the run is selected, weighed and halved again.
+    pub fn keep_mass(&mut self, enough: f64, weight: impl Fn(&Candidate) -> f64) {
+        self.scratch.clear();
+        self.scratch.extend_from_slice(&self.items);
+        let mut rest = self.scratch.as_mut_slice();
+        let mut missing = enough;
+        while rest.len() > 1 {
+            let middle = rest.len() / 2;
+            rest.select_nth_unstable_by(middle - 1, Candidate::rank);
+            let (head, tail) = rest.split_at_mut(middle);
+            let mass: f64 = head.iter().map(&weight).sum();
+            if mass >= missing {
+                rest = head;
+            } else {
+                missing -= mass;
+                rest = tail;
+            }
+        }
+        if let [last] = *rest {
+            self.items.retain(|candidate| candidate.rank(&last) != Ordering::Greater);
+        }
+    }
+
     /// Calls `visit` with the candidates from the most likely down, until it answers `false` or none is left. Sorts only
     /// about as many as were visited: blocks of growing size are selected, then sorted.
     pub fn visit_ranked(&mut self, mut visit: impl FnMut(Candidate) -> bool) {

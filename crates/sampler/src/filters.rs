@@ -1,7 +1,6 @@
 //! Processors that remove candidates: top-k, top-p, min-p. None of them ever removes the most likely token.
 
-use std::cmp::Ordering;
-
+use crate::exp::{exp, sum_exp};
 use crate::{Candidates, Processor, Result};
 
 /// Keeps the `k` most likely candidates, exactly `k` of them: the lowest ids win a tie. By selection, in linear time.
@@ -21,7 +20,7 @@ impl Processor for TopK {
 /// Keeps the shortest run of most likely candidates whose probability sums to at least `p` (nucleus sampling).
 ///
 /// Probabilities are the softmax over the candidates that are left. A candidate stays while the sum of those above it
-/// is below `p`, so at least one stays. Only about as many candidates are sorted as stay.
+/// is below `p`, so at least one stays. By weighted selection, in linear time: nothing is sorted.
 /// Source: Holtzman et al. 2020, <https://arxiv.org/abs/1904.09751>.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopP {
@@ -35,17 +34,12 @@ impl Processor for TopP {
             return Ok(());
         }
         let max = candidates.try_best()?.score;
-        let total: f64 = candidates.as_slice().iter().map(|c| f64::from((c.score - max).exp())).sum();
-        let enough = f64::from(self.p) * total;
-        let (mut sum, mut last) = (0.0, None);
-        candidates.visit_ranked(|candidate| {
-            last = Some(candidate);
-            sum += f64::from((candidate.score - max).exp());
-            sum < enough
-        });
-        if let Some(last) = last {
-            candidates.retain(|candidate| candidate.rank(&last) != Ordering::Greater);
-        }
+        let total = sum_exp(candidates.as_slice(), max, |c| c.score);
+        let (p, len) = (f64::from(self.p), candidates.as_slice().len() as f64);
+        // All tokens this unlikely together stay within the 1 - p that goes: no need to rank them.
+        let hopeless = (1.0 - p) * total / len;
+        candidates.retain(|candidate| f64::from(exp(candidate.score - max)) >= hopeless);
+        candidates.keep_mass(p * total, |candidate| f64::from(exp(candidate.score - max)));
         Ok(())
     }
 }
@@ -115,8 +109,31 @@ mod tests {
     }
 
     #[test]
-    fn top_p_over_a_flat_vocabulary_crosses_many_blocks() {
-        assert_eq!(kept(&TopP { p: 0.5 }, &vec![0.0; 10_000]).len(), 5_000);
+    fn top_p_breaks_ties_by_the_lowest_id() {
+        assert_eq!(kept(&TopP { p: 0.5 }, &vec![0.0; 10_000]), (0..5_000).collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn top_p_agrees_with_a_full_sort() {
+        for size in [1u32, 2, 63, 64, 65, 700] {
+            let logits: Vec<f32> = (0..size).map(|i| ((i * 7919 % 541) as f32) * 0.013 - 3.0).collect();
+            let mut ranked: Vec<(u32, f64)> = (0..size).zip(logits.iter().map(|&l| f64::from(l).exp())).collect();
+            ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let total: f64 = ranked.iter().map(|r| r.1).sum();
+            for p in [0.01f32, 0.33, 0.87, 0.999] {
+                let mut before = 0.0;
+                let mut expected = Vec::new();
+                for (id, weight) in &ranked {
+                    if before >= f64::from(p) * total {
+                        break;
+                    }
+                    expected.push(*id);
+                    before += weight;
+                }
+                expected.sort_unstable();
+                assert_eq!(kept(&TopP { p }, &logits), expected, "{size} tokens, p = {p}");
+            }
+        }
     }
 
     #[test]

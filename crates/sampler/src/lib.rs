@@ -53,6 +53,7 @@
 
 mod candidates;
 mod error;
+mod exp;
 mod filters;
 mod logprobs;
 mod options;

@@ -1,6 +1,7 @@
 //! Log probabilities of the model's own distribution: natural logarithms, exponentials in f32, sums in f64.
 
 use crate::candidates::check_logits;
+use crate::exp::sum_exp;
 use crate::{Candidates, Result, SamplerError};
 
 /// `ln sum_i exp(logits[i])`, computed as `max + ln sum_i exp(logits[i] - max)`.
@@ -49,8 +50,7 @@ pub fn top_logprobs(logits: &[f32], k: usize) -> Result<Vec<(u32, f32)>> {
 /// `(max, ln sum_i exp(logits[i] - max))`. Kept apart: subtracted one after the other, huge logits lose nothing.
 fn normaliser(logits: &[f32]) -> Result<(f64, f64)> {
     let max = check_logits(logits)?;
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    Ok((f64::from(max), sum.ln()))
+    Ok((f64::from(max), sum_exp(logits, max, |logit| logit).ln()))
 }
 
 #[cfg(test)]

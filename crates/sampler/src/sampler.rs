@@ -1,5 +1,6 @@
 //! The pipeline and the draw.
 
+use crate::exp::exp;
 use crate::rng::uniform;
 use crate::{
     Candidates, LogitBias, MinP, Penalties, Processor, Result, SamplerError, SamplerOptions, Temperature, TopK, TopP,
@@ -138,7 +139,7 @@ impl Sampler {
     fn weigh(&mut self) -> Result<f64> {
         let max = self.candidates.try_best()?.score;
         self.weights.clear();
-        self.weights.extend(self.candidates.as_slice().iter().map(|c| f64::from((c.score - max).exp())));
+        self.weights.extend(self.candidates.as_slice().iter().map(|c| f64::from(exp(c.score - max))));
         Ok(self.weights.iter().sum())
     }
 }
