@@ -39,10 +39,15 @@ impl Candidates {
     /// Errors: no logits, a logit that is NaN or +inf, or none above -inf.
     pub fn load(&mut self, logits: &[f32]) -> Result<()> {
         check_logits(logits)?;
+        self.load_checked(logits);
+        Ok(())
+    }
+
+    /// As [`load`](Self::load), of logits that passed the check.
+    pub(crate) fn load_checked(&mut self, logits: &[f32]) {
         self.vocab_size = logits.len();
         self.items.clear();
         self.items.extend((0u32..).zip(logits).map(|(id, &score)| Candidate { id, score }));
-        Ok(())
     }
 
     /// The number of ids in the vocabulary, removed candidates included.
@@ -78,16 +83,16 @@ impl Candidates {
         self.items.retain(keep);
     }
 
+    /// The largest score, -inf where nothing is left.
+    pub fn max_score(&self) -> f32 {
+        largest(&self.items, |candidate| candidate.score)
+    }
+
     /// The most likely candidate, the lowest id of those that tie; `None` if none is left above -inf.
     pub fn best(&self) -> Option<Candidate> {
-        let mut best = Candidate { id: 0, score: f32::NEG_INFINITY };
-        for candidate in &self.items {
-            // Strictly larger: the first of a tie, that is the lowest id, stays.
-            if candidate.score > best.score {
-                best = *candidate;
-            }
-        }
-        (best.score > f32::NEG_INFINITY).then_some(best)
+        let max = self.max_score();
+        let found = self.items.iter().find(|candidate| candidate.score == max);
+        found.copied().filter(|_| max > f32::NEG_INFINITY)
     }
 
     /// As [`best`](Self::best), with an error where nothing is left.
@@ -100,8 +105,19 @@ impl Candidates {
         if count == 0 || count >= self.items.len() {
             return;
         }
+        // At least `count` blocks have a score of at least the count-th largest of their maxima: nothing below it stays.
+        let len = self.items.len() / count.saturating_mul(4);
+        if len > 1 {
+            let mut maxima: Vec<f32> = self.items.chunks(len).map(|block| largest(block, |c| c.score)).collect();
+            let (_, bound, _) = maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
+            let bound = *bound;
+            self.items.retain(|candidate| candidate.score >= bound);
+        }
         self.scratch.clear();
         self.scratch.extend_from_slice(&self.items);
+        if count >= self.scratch.len() {
+            return;
+        }
         let (_, last, _) = self.scratch.select_nth_unstable_by(count - 1, Candidate::rank);
         let last = *last;
         self.items.retain(|candidate| candidate.rank(&last) != Ordering::Greater);
@@ -158,7 +174,21 @@ impl Candidates {
     }
 }
 
-/// Refuses logits from which no token can be drawn: none, too many for a 32-bit id, NaN, +inf, or all -inf.
+/// The largest score, -inf of none. No score is NaN.
+fn largest<T: Copy>(items: &[T], score: impl Fn(T) -> f32) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let mut chunks = items.chunks_exact(lanes.len());
+    for chunk in &mut chunks {
+        for (lane, &item) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, score(item));
+        }
+    }
+    let rest = chunks.remainder().iter().map(|&item| score(item));
+    rest.chain(lanes).fold(f32::NEG_INFINITY, larger)
+}
+
+/// The largest logit. Refuses logits from which no token can be drawn: none, too many for a 32-bit id, NaN, +inf, or all -inf.
 pub(crate) fn check_logits(logits: &[f32]) -> Result<f32> {
     if logits.is_empty() {
         return Err(SamplerError::EmptyLogits);
@@ -166,13 +196,13 @@ pub(crate) fn check_logits(logits: &[f32]) -> Result<f32> {
     if u32::try_from(logits.len()).is_err() {
         return Err(SamplerError::TooManyLogits { len: logits.len() });
     }
-    let mut max = f32::NEG_INFINITY;
-    for (id, &value) in (0u32..).zip(logits) {
-        if value.is_nan() || value == f32::INFINITY {
-            return Err(SamplerError::BadLogit { id, value });
-        }
-        max = max.max(value);
+    // Every logit is looked at, without a way out of the loop, so that the compiler can take several at once.
+    let all_fit = logits.iter().fold(true, |fit, &logit| fit & (logit < f32::INFINITY));
+    if !all_fit {
+        let broken = (0u32..).zip(logits).find(|(_, logit)| logit.is_nan() || **logit == f32::INFINITY);
+        return Err(broken.map_or(SamplerError::EmptyLogits, |(id, &value)| SamplerError::BadLogit { id, value }));
     }
+    let max = largest(logits, |logit| logit);
     if max == f32::NEG_INFINITY {
         return Err(SamplerError::NothingPossible { len: logits.len() });
     }

@@ -27,6 +27,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { y }
 }
 
+/// Whether [`exp`] gives more than 0.
+pub(crate) fn is_above_zero(x: f32) -> bool {
+    x >= LOWEST
+}
+
 /// `sum exp(score(item) - max)` in f64, where no score is above `max`. The order of the additions is fixed.
 pub(crate) fn sum_exp<T: Copy>(items: &[T], max: f32, score: impl Fn(T) -> f32) -> f64 {
     // Separate sums need not wait for one another.
@@ -62,7 +67,8 @@ mod tests {
         assert_eq!(exp(-0.0), 1.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(f32::MIN), 0.0);
-        assert!(exp(LOWEST) >= f32::MIN_POSITIVE);
+        assert!(exp(LOWEST) >= f32::MIN_POSITIVE && is_above_zero(LOWEST));
+        assert!(exp(LOWEST.next_down()) == 0.0 && !is_above_zero(LOWEST.next_down()));
         // The same bits everywhere: a change of these would change the text that a seed gives.
         let bits = [-1.0, -0.3, -20.5].map(|x| exp(x).to_bits());
         assert_eq!(bits, [-1.0f64, -0.3f32 as f64, -20.5].map(|x| (x.exp() as f32).to_bits()));

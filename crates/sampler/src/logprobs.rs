@@ -16,10 +16,16 @@ pub fn log_sum_exp(logits: &[f32]) -> Result<f64> {
 ///
 /// Errors: those of [`log_sum_exp`], or an `id` outside the vocabulary.
 pub fn log_softmax_at(logits: &[f32], id: u32) -> Result<f32> {
-    let (max, log_sum) = normaliser(logits)?;
+    let max = check_logits(logits)?;
+    log_softmax_checked(logits, max, id)
+}
+
+/// As [`log_softmax_at`], of logits that passed the check, with the largest of them.
+pub(crate) fn log_softmax_checked(logits: &[f32], max: f32, id: u32) -> Result<f32> {
     let logit = usize::try_from(id).ok().and_then(|index| logits.get(index));
     let logit = logit.ok_or(SamplerError::UnknownToken { what: "log_softmax_at", id, vocab_size: logits.len() })?;
-    Ok((f64::from(*logit) - max - log_sum) as f32)
+    let log_sum = sum_exp(logits, max, |logit| logit).ln();
+    Ok((f64::from(*logit) - f64::from(max) - log_sum) as f32)
 }
 
 /// The `k` most likely tokens with their log probabilities, most likely first, the lowest id first in a tie. Fewer where

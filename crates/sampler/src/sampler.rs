@@ -1,10 +1,12 @@
 //! The pipeline and the draw.
 
-use crate::exp::exp;
+use crate::candidates::check_logits;
+use crate::exp::{exp, is_above_zero, sum_exp};
+use crate::logprobs::log_softmax_checked;
 use crate::rng::uniform;
 use crate::{
-    Candidates, LogitBias, MinP, Penalties, Processor, Result, SamplerError, SamplerOptions, Temperature, TopK, TopP,
-    log_softmax_at,
+    Candidate, Candidates, LogitBias, MinP, Penalties, Processor, Result, SamplerError, SamplerOptions, Temperature,
+    TopK, TopP,
 };
 
 /// A token that was chosen.
@@ -34,7 +36,7 @@ pub struct Sampler {
     /// Temperature and filters; empty when greedy.
     warpers: Vec<Box<dyn Processor>>,
     candidates: Candidates,
-    weights: Vec<f64>,
+    block_sums: Vec<f64>,
 }
 
 impl Sampler {
@@ -61,8 +63,8 @@ impl Sampler {
                 warpers.push(Box::new(MinP { min_p: options.min_p }));
             }
         }
-        let (candidates, weights) = (Candidates::default(), Vec::new());
-        Ok(Self { options, logit_processors, has_foreign_processor: false, warpers, candidates, weights })
+        let (candidates, block_sums) = (Candidates::default(), Vec::new());
+        Ok(Self { options, logit_processors, has_foreign_processor: false, warpers, candidates, block_sums })
     }
 
     /// Adds a processor, after the bias and those added before, ahead of the temperature: a grammar, a ban list, ...
@@ -89,19 +91,24 @@ impl Sampler {
 
     /// As [`sample`](Self::sample), with the position given: for callers that keep only the end of the history.
     pub fn sample_at(&mut self, logits: &[f32], history: &[u32], position: u64) -> Result<Sampled> {
-        self.process(logits, history)?;
+        let max = self.process(logits, history)?;
         if self.options.temperature == 0.0 {
             let id = self.candidates.try_best()?.id;
-            return Ok(Sampled { id, logprob: log_softmax_at(logits, id)?, drawn_logprob: 0.0, num_candidates: 1 });
+            return Ok(Sampled {
+                id,
+                logprob: log_softmax_checked(logits, max, id)?,
+                drawn_logprob: 0.0,
+                num_candidates: 1,
+            });
         }
-        let total = self.weigh()?;
-        let (index, weight) = draw(&self.weights, uniform(self.options.seed, position, 0) * total);
-        let id = self.candidates.as_slice()[index].id;
+        let top = self.candidates.try_best()?.score;
+        let target = uniform(self.options.seed, position, 0);
+        let drawn = draw(self.candidates.as_slice(), top, target, &mut self.block_sums);
         Ok(Sampled {
-            id,
-            logprob: log_softmax_at(logits, id)?,
-            drawn_logprob: (weight / total).ln() as f32,
-            num_candidates: self.weights.iter().filter(|&&weight| weight > 0.0).count(),
+            id: drawn.id,
+            logprob: log_softmax_checked(logits, max, drawn.id)?,
+            drawn_logprob: drawn.logprob,
+            num_candidates: self.candidates.as_slice().iter().filter(|c| is_above_zero(c.score - top)).count(),
         })
     }
 
@@ -112,14 +119,16 @@ impl Sampler {
         if self.options.temperature == 0.0 {
             return Ok(vec![(self.candidates.try_best()?.id, 1.0)]);
         }
-        let total = self.weigh()?;
-        let pairs = self.candidates.as_slice().iter().zip(&self.weights);
-        Ok(pairs.filter(|(_, weight)| **weight > 0.0).map(|(c, weight)| (c.id, weight / total)).collect())
+        let top = self.candidates.try_best()?.score;
+        let total = sum_exp(self.candidates.as_slice(), top, |c| c.score);
+        let weighed = self.candidates.as_slice().iter().map(|c| (c.id, f64::from(exp(c.score - top)) / total));
+        Ok(weighed.filter(|(_, probability)| *probability > 0.0).collect())
     }
 
-    /// Runs the pipeline over the logits.
-    fn process(&mut self, logits: &[f32], history: &[u32]) -> Result<()> {
-        self.candidates.load(logits)?;
+    /// Runs the pipeline over the logits; the largest of them.
+    fn process(&mut self, logits: &[f32], history: &[u32]) -> Result<f32> {
+        let max = check_logits(logits)?;
+        self.candidates.load_checked(logits);
         for processor in &self.logit_processors {
             processor.apply(&mut self.candidates, history)?;
         }
@@ -132,43 +141,82 @@ impl Sampler {
         for warper in &self.warpers {
             warper.apply(&mut self.candidates, history)?;
         }
-        Ok(())
-    }
-
-    /// Fills `weights` with the unnormalised probabilities of the candidates and returns their sum, at least 1.
-    fn weigh(&mut self) -> Result<f64> {
-        let max = self.candidates.try_best()?.score;
-        self.weights.clear();
-        self.weights.extend(self.candidates.as_slice().iter().map(|c| f64::from(exp(c.score - max))));
-        Ok(self.weights.iter().sum())
+        Ok(max)
     }
 }
 
-/// The first index at which the running sum exceeds `target`, with its weight. Never one of weight 0, even where rounding
-/// leaves the target just above the sum.
-fn draw(weights: &[f64], target: f64) -> (usize, f64) {
-    let (mut sum, mut last) = (0.0, (0, 0.0));
-    for (index, &weight) in weights.iter().enumerate() {
+/// How many candidates are summed before the draw looks closer.
+const BLOCK: usize = 1024;
+
+/// A candidate that was drawn, and the log of its probability.
+struct Drawn {
+    id: u32,
+    logprob: f32,
+}
+
+/// The first candidate at which the running sum of probabilities exceeds `u`, in [0, 1): whole blocks are skipped by
+/// their sums. Never one of probability 0, even where rounding leaves the target above the sum; `top` is the largest
+/// score, and finite.
+fn draw(candidates: &[Candidate], top: f32, u: f64, block_sums: &mut Vec<f64>) -> Drawn {
+    block_sums.clear();
+    block_sums.extend(candidates.chunks(BLOCK).map(|block| sum_exp(block, top, |c| c.score)));
+    let total: f64 = block_sums.iter().sum();
+    let target = u * total;
+    // The block that the target falls in, and the sum ahead of it.
+    let (mut start, mut before, mut running) = (0, 0.0, 0.0);
+    for (index, &sum) in block_sums.iter().enumerate() {
+        if sum > 0.0 {
+            (start, before) = (index * BLOCK, running);
+            running += sum;
+            if target < running {
+                break;
+            }
+        }
+    }
+    let (mut sum, mut last) = (before, (0, 0.0));
+    for candidate in candidates[start..].iter().take(BLOCK) {
+        let weight = f64::from(exp(candidate.score - top));
         if weight > 0.0 {
             sum += weight;
-            last = (index, weight);
+            last = (candidate.id, weight);
             if target < sum {
                 break;
             }
         }
     }
-    last
+    Drawn { id: last.0, logprob: (last.1 / total).ln() as f32 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Which of candidates with these weights is drawn at `u`.
+    fn drawn(weights: &[f32], u: f64) -> u32 {
+        let scores = weights.iter().map(|weight| weight.ln());
+        let candidates: Vec<Candidate> = (0u32..).zip(scores).map(|(id, score)| Candidate { id, score }).collect();
+        let top = candidates.iter().map(|c| c.score).fold(f32::NEG_INFINITY, f32::max);
+        draw(&candidates, top, u, &mut Vec::new()).id
+    }
+
     #[test]
     fn draw_skips_zero_weights_and_survives_rounding() {
-        assert_eq!(draw(&[0.0, 1.0, 2.0], 0.0), (1, 1.0));
-        assert_eq!(draw(&[1.0, 2.0, 0.0], 1.0), (1, 2.0));
-        assert_eq!(draw(&[1.0, 2.0, 0.0], 3.0), (1, 2.0));
+        assert_eq!(drawn(&[0.0, 1.0, 2.0], 0.0), 1);
+        assert_eq!(drawn(&[1.0, 2.0, 0.0], 0.34), 1);
+        assert_eq!(drawn(&[1.0, 2.0, 0.0], 1.0), 1);
+        assert_eq!(drawn(&[1.0, 2.0, 0.0], 2.0), 1);
+    }
+
+    #[test]
+    fn draw_is_the_inverse_of_the_running_sum_across_blocks() {
+        let count = 3 * BLOCK as u32 + 7;
+        let mut weights = vec![1.0; count as usize];
+        for id in [0, 1, BLOCK as u32 - 1, BLOCK as u32, 2 * BLOCK as u32 + 5, count - 1] {
+            assert_eq!(drawn(&weights, (f64::from(id) + 0.5) / f64::from(count)), id);
+        }
+        // The last block is empty of probability: a target above the sum falls on the last that is not.
+        weights[3 * BLOCK..].fill(0.0);
+        assert_eq!(drawn(&weights, 1.5), 3 * BLOCK as u32 - 1);
     }
 
     #[test]
