@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod edges;
+mod files;
+mod links;
 mod metadata;
 mod stages;
 mod unsafe_code;
@@ -22,7 +24,7 @@ Usage: cargo xtask COMMAND
 Commands:
   check-deps  the rooms' allowed edges, anyhow and unsafe code only where they may be
   check       fmt --check, check-deps, clippy with warnings denied, docs; stops at the first that fails
-  docs        API pages with warnings (broken links, missing docs) denied
+  docs        API pages with warnings (broken links, missing docs) denied, and the links of the Markdown pages
   test        every test and doctest of the workspace, by cargo-nextest where it is installed
   fixtures    writes the committed fixtures again: scripts/fixtures/*.py (needs torch and transformers; PYTHON names
               the interpreter, python3 by default)

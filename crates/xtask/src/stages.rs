@@ -1,11 +1,14 @@
 //! The commands that the checks are made of, each with its time.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+
+use crate::files::files_below;
+use crate::links;
 
 /// Runs `work` and reports how long it took.
 pub fn timed(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -30,11 +33,14 @@ pub fn clippy(root: &Path) -> Result<()> {
     timed("clippy", || run(cargo(root).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])))
 }
 
-/// API pages: a broken link or a missing page is an error.
+/// API pages and Markdown pages: a broken link or a missing page is an error.
 pub fn docs(root: &Path) -> Result<()> {
     let mut command = cargo(root);
     command.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
-    timed("docs", || run(&mut command))
+    timed("docs", || {
+        links::check(root)?;
+        run(&mut command)
+    })
 }
 
 /// Every test. The doctests, which cargo-nextest does not run, come first, so that the output ends with the summary of
@@ -53,7 +59,7 @@ pub fn test(root: &Path) -> Result<()> {
 pub fn fixtures(root: &Path) -> Result<()> {
     let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
     let folder = root.join("scripts/fixtures");
-    let scripts = python_scripts(&folder)?;
+    let scripts = files_below(&folder, "py", &[])?;
     if scripts.is_empty() {
         bail!("no *.py in {}", folder.display());
     }
@@ -62,14 +68,6 @@ pub fn fixtures(root: &Path) -> Result<()> {
         timed(&name, || run(Command::new(&python).arg(&script).current_dir(root)))?;
     }
     Ok(())
-}
-
-fn python_scripts(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
-    let paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    let mut scripts: Vec<PathBuf> = paths.into_iter().filter(|path| path.extension() == Some("py".as_ref())).collect();
-    scripts.sort();
-    Ok(scripts)
 }
 
 fn cargo(root: &Path) -> Command {
@@ -95,17 +93,6 @@ fn run(command: &mut Command) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn scripts_are_sorted_and_other_files_left_out() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["b.py", "a.py", "README.md", "data.json"] {
-            std::fs::write(folder.path().join(name), "").unwrap();
-        }
-        let found = python_scripts(folder.path()).unwrap();
-        let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap().to_string_lossy()).collect();
-        assert_eq!(names, ["a.py", "b.py"]);
-    }
 
     #[test]
     fn a_command_that_fails_or_is_missing_is_an_error() {

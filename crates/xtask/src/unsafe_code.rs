@@ -1,11 +1,10 @@
 //! Where `unsafe` stands: all of it in `kernels`, and one kind of it, the mapping of a file, in three rooms that read
 //! large files.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context, Result};
 
 use crate::edges::room_of;
+use crate::files::files_below;
 use crate::metadata::Metadata;
 
 /// May hold any unsafe code.
@@ -26,7 +25,7 @@ pub fn check(metadata: &Metadata) -> Result<Vec<String>> {
             continue;
         }
         let folder = package.manifest_path.parent().context("a manifest without a folder")?;
-        for file in rust_files(folder)? {
+        for file in files_below(folder, "rs", &["target"])? {
             let source = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
             let name = file.strip_prefix(folder).unwrap_or(&file).display().to_string();
             for (line, mapping) in unsafe_lines(&source) {
@@ -43,27 +42,6 @@ pub fn check(metadata: &Metadata) -> Result<Vec<String>> {
         }
     }
     Ok(violations)
-}
-
-/// The `.rs` files of a package, in order of path; what it builds into is left out.
-fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let (mut files, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
-    while let Some(folder) = folders.pop() {
-        let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
-        for entry in entries {
-            let entry = entry?;
-            let path = entry.path();
-            if entry.file_type()?.is_dir() {
-                if entry.file_name() != "target" {
-                    folders.push(path);
-                }
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// `(line, is it the mapping of a file)` of each keyword `unsafe`, outside comments and literals.
