@@ -1,0 +1,164 @@
+//! Documents of a file of JSON lines.
+
+use std::fmt;
+use std::io::{BufRead, Read};
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::open::Stream;
+use super::{ReadOptions, Record, Records};
+
+pub(super) struct JsonRecords {
+    stream: Stream,
+    field: String,
+    cap: usize,
+    buffer: Vec<u8>,
+    line: u64,
+    over: bool,
+}
+
+impl JsonRecords {
+    pub(super) fn new(stream: Stream, options: &ReadOptions) -> Self {
+        let (field, cap) = (options.field.clone(), options.max_document_bytes);
+        Self { stream, field, cap, buffer: vec![], line: 0, over: false }
+    }
+
+    /// One line without its end. `Ok(None)` behind the last, `Ok(Some(false))` if it was too long to keep.
+    fn read_line(&mut self) -> std::io::Result<Option<bool>> {
+        self.buffer.clear();
+        let n = self.stream.by_ref().take(self.cap as u64 + 1).read_until(b'\n', &mut self.buffer)?;
+        if n == 0 {
+            return Ok(None);
+        }
+        self.line += 1;
+        if self.buffer.last() != Some(&b'\n') && n > self.cap {
+            skip_line(&mut self.stream)?;
+            return Ok(Some(false));
+        }
+        Ok(Some(true))
+    }
+
+    fn parse(&self) -> Option<Record> {
+        let line = self.line;
+        let bytes = match line {
+            1 => self.buffer.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.buffer),
+            _ => &self.buffer,
+        };
+        let bytes = bytes.trim_ascii();
+        if bytes.is_empty() {
+            return None;
+        }
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let text = TextField { field: &self.field }.deserialize(&mut json).and_then(|t| json.end().map(|()| t));
+        Some(match text {
+            Ok(text) if text.trim().is_empty() => Record::Blank,
+            Ok(text) => Record::Document { text, line },
+            Err(e) => {
+                // serde_json counts lines within what it was given: always 1 here, and the column says enough.
+                let reason = e.to_string().replace(" at line 1 column", ", at column");
+                Record::Malformed { line, reason }
+            }
+        })
+    }
+}
+
+impl Records for JsonRecords {
+    fn next_record(&mut self) -> Option<Record> {
+        while !self.over {
+            match self.read_line() {
+                Ok(None) => self.over = true,
+                Ok(Some(true)) => {
+                    if let Some(record) = self.parse() {
+                        return Some(record);
+                    }
+                }
+                Ok(Some(false)) => {
+                    let reason = format!("the line is longer than {} bytes (max_document_bytes)", self.cap);
+                    return Some(Record::Malformed { line: self.line, reason });
+                }
+                Err(e) => {
+                    self.over = true;
+                    return Some(Record::Damaged { line: self.line, reason: e.to_string() });
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Reads on to the end of the line without keeping it.
+fn skip_line(stream: &mut Stream) -> std::io::Result<()> {
+    loop {
+        let chunk = stream.fill_buf()?;
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        match chunk.iter().position(|&b| b == b'\n') {
+            Some(at) => {
+                stream.consume(at + 1);
+                return Ok(());
+            }
+            None => {
+                let n = chunk.len();
+                stream.consume(n);
+            }
+        }
+    }
+}
+
+/// Takes one string field out of an object, and checks but does not keep the others.
+struct TextField<'a> {
+    field: &'a str,
+}
+
+impl<'de> DeserializeSeed<'de> for TextField<'_> {
+    type Value = String;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextField<'_> {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object with a string field `{}`", self.field)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<String, A::Error> {
+        use serde::de::Error;
+        let mut text = None;
+        while let Some(is_text) = map.next_key_seed(KeyIs(self.field))? {
+            if !is_text {
+                map.next_value::<IgnoredAny>()?;
+            } else if text.replace(map.next_value::<String>()?).is_some() {
+                return Err(A::Error::custom(format!("field `{}` appears twice", self.field)));
+            }
+        }
+        text.ok_or_else(|| A::Error::custom(format!("no field `{}`", self.field)))
+    }
+}
+
+/// Whether a key is this one.
+struct KeyIs<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for KeyIs<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for KeyIs<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
+        Ok(key == self.0)
+    }
+}
