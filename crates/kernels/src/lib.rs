@@ -13,6 +13,7 @@ pub mod dropout;
 pub mod elementwise;
 pub mod lanes;
 pub mod norm;
+pub mod peak;
 pub mod rng;
 pub mod rope;
 pub mod simd;
