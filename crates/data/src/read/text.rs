@@ -91,8 +91,14 @@ impl TextRecords {
     }
 
     fn take(&mut self, border: Border) -> Record {
-        let line = self.line;
-        let bytes = &self.buffer[self.start..border.end];
+        let mut line = self.line;
+        let mut bytes = &self.buffer[self.start..border.end];
+        if self.split == TextSplit::BlankLines {
+            // More blank lines than the one that ended the document before.
+            let blank = blank_lines(bytes);
+            line += newlines(&bytes[..blank]);
+            bytes = &bytes[blank..];
+        }
         let record = match std::str::from_utf8(bytes) {
             Ok(text) if text.trim().is_empty() => Record::Blank,
             Ok(text) => {
@@ -207,6 +213,12 @@ fn blank_line(hay: &[u8]) -> Option<(usize, usize)> {
         }
     }
     None
+}
+
+/// Bytes of the blank lines that a text begins with.
+fn blank_lines(text: &[u8]) -> usize {
+    let blank = text.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(text.len());
+    text[..blank].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1)
 }
 
 /// Start of the last line with text, so that a line end before a not yet read blank line is seen again.
