@@ -57,6 +57,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The lanes as an array, filled up with zeros.
     fn to_array(self, v: Self::V) -> [f32; 16];
 
+    /// The first lane.
+    #[inline(always)]
+    fn first(self, v: Self::V) -> f32 {
+        self.to_array(v)[0]
+    }
+
     /// Sum of the lanes, always in the same order.
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
@@ -316,6 +322,7 @@ pub use x86::{Avx2, Avx512};
 mod x86 {
     use super::{Simd, bf16};
     use std::arch::x86_64::*;
+    use std::sync::atomic::{AtomicU8, Ordering};
 
     /// Proof of AVX2 and FMA; 8 lanes.
     #[derive(Clone, Copy, Debug)]
@@ -325,22 +332,42 @@ mod x86 {
     #[derive(Clone, Copy, Debug)]
     pub struct Avx512(());
 
+    /// 1: asked and nothing, 2: AVX2 and FMA, 3: AVX-512 as well. One load, since it is asked for every row.
+    static FOUND: AtomicU8 = AtomicU8::new(0);
+
+    #[inline(always)]
+    fn found() -> u8 {
+        match FOUND.load(Ordering::Relaxed) {
+            0 => ask(),
+            found => found,
+        }
+    }
+
+    #[cold]
+    fn ask() -> u8 {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        let found = 1 + u8::from(avx2) + u8::from(avx2 && avx512);
+        FOUND.store(found, Ordering::Relaxed);
+        found
+    }
+
     impl Avx2 {
         /// `Some` if this CPU has AVX2 and FMA.
+        #[inline(always)]
         pub fn new() -> Option<Self> {
-            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+            (found() >= 2).then_some(Self(()))
         }
     }
 
     impl Avx512 {
         /// `Some` if this CPU has AVX-512 F, BW, DQ and VL, besides AVX2 and FMA.
+        #[inline(always)]
         pub fn new() -> Option<Self> {
-            Avx2::new()?;
-            (is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl"))
-            .then_some(Self(()))
+            (found() >= 3).then_some(Self(()))
         }
     }
 
@@ -431,6 +458,29 @@ mod x86 {
             unsafe { _mm256_storeu_ps(dst, v) }
         }
         #[inline(always)]
+        fn first(self, v: __m256) -> f32 {
+            // SAFETY: a value of this type exists only where the CPU has the instructions.
+            unsafe { _mm256_cvtss_f32(v) }
+        }
+        #[inline(always)]
+        fn sum(self, v: __m256) -> f32 {
+            // SAFETY: as above.
+            unsafe {
+                let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+        #[inline(always)]
+        fn max_lane(self, v: __m256) -> f32 {
+            // SAFETY: as above.
+            unsafe {
+                let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+        #[inline(always)]
         fn to_array(self, v: __m256) -> [f32; 16] {
             let mut out = [0.0; 16];
             self.store(v, &mut out);
@@ -509,6 +559,31 @@ mod x86 {
         unsafe fn store_ptr(self, v: __m512, dst: *mut f32) {
             // SAFETY: the caller vouches for the pointer.
             unsafe { _mm512_storeu_ps(dst, v) }
+        }
+        #[inline(always)]
+        fn first(self, v: __m512) -> f32 {
+            // SAFETY: a value of this type exists only where the CPU has the instructions.
+            unsafe { _mm512_cvtss_f32(v) }
+        }
+        #[inline(always)]
+        fn sum(self, v: __m512) -> f32 {
+            // SAFETY: as above.
+            unsafe {
+                let eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+        #[inline(always)]
+        fn max_lane(self, v: __m512) -> f32 {
+            // SAFETY: as above.
+            unsafe {
+                let eight = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+                let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+            }
         }
         #[inline(always)]
         fn to_array(self, v: __m512) -> [f32; 16] {

@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use crate::lanes::{Element, simd_fn};
 use crate::simd::Level;
 
-use super::forward::{hull, widen};
-use super::pack::{Head, pack_columns, pack_rows, unpack_row, with_scratch};
+use super::forward::{hull, row_blocks, widen};
+use super::pack::{Head, pack_rows, transpose, unpack_row, with_scratch};
 use super::tile::{Product, ProductFn, product};
 use super::{Heads, Inputs, PANEL, SharedRows, Sizes, TILE_KEYS, TILE_ROWS};
 
@@ -129,36 +129,34 @@ fn task<T: Element>(
             dk.fill(0.0);
             dv.fill(0.0);
             if start < hi && lo < end {
-                pack_columns(&inputs.k, head, (start, end), k_columns);
-                pack_columns(&inputs.v, head, (start, end), v_columns);
+                pack_rows(run.level, &inputs.v, head, (start, end), 1.0, k_rows, padded);
+                transpose(k_rows, padded, end - start, v_columns);
                 let k_finite = pack_rows(run.level, &inputs.k, head, (start, end), 1.0, k_rows, padded);
+                transpose(k_rows, padded, end - start, k_columns);
                 let keys = Keys { k_columns, v_columns, k_rows, finite: k_finite, d, padded };
-                let mut row = 0;
-                while row < rows {
-                    let end_row = (row + TILE_ROWS).min(rows);
+                for (row, count, t) in row_blocks(group, queries) {
                     let mut spans = [(0, 0); TILE_ROWS];
-                    for (span, r) in spans.iter_mut().zip(row..end_row) {
-                        *span = inputs.span(head.b, t0 + r % queries, start, end);
+                    for (span, t) in spans[..count].iter_mut().zip(t0 + t..) {
+                        *span = inputs.span(head.b, t, start, end);
                     }
-                    let spans = &spans[..end_row - row];
-                    if hull(spans).is_some() {
-                        probabilities(run, &keys, &rows_in, row, spans, p, ds);
-                        if wanted.dkv {
-                            add_key_gradients(
-                                run.product,
-                                &rows_in,
-                                row,
-                                spans,
-                                padded,
-                                [&*p, &*ds],
-                                [&mut *dk, &mut *dv],
-                            );
-                        }
-                        if wanted.dq {
-                            add_query_gradients(run.product, &keys, spans, ds, &mut dq[row * padded..end_row * padded]);
-                        }
+                    let spans = &spans[..count];
+                    if hull(spans).is_none() {
+                        continue;
                     }
-                    row = end_row;
+                    probabilities(run, &keys, &rows_in, row, spans, p, ds);
+                    if wanted.dkv {
+                        let (squares, sums) = ([&*p, &*ds], [&mut *dk, &mut *dv]);
+                        add_key_gradients(run.product, &rows_in, row, spans, padded, squares, sums);
+                    }
+                    if wanted.dq {
+                        add_query_gradients(
+                            run.product,
+                            &keys,
+                            spans,
+                            ds,
+                            &mut dq[row * padded..(row + count) * padded],
+                        );
+                    }
                 }
             }
             if wanted.dkv {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::lanes::{Element, simd_fn};
 use crate::simd::Level;
 
-use super::pack::{Head, pack_columns, pack_rows, unpack_row, with_scratch};
+use super::pack::{Head, pack_rows, transpose, unpack_row, with_scratch};
 use super::tile::{Product, ProductFn, product};
 use super::{Inputs, PANEL, SharedRows, Sizes, TILE_KEYS, TILE_ROWS, decode};
 
@@ -61,7 +61,8 @@ fn forward_task<T: Element>(inputs: &Inputs<'_, T>, run: Run<T>, head: Head, t0:
     let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
     let queries = t1 - t0;
     let rows = group * queries;
-    let lens = [rows * padded, rows * padded, 2 * rows, d * TILE_KEYS, TILE_KEYS * padded, TILE_ROWS * TILE_KEYS];
+    let tile = TILE_KEYS * padded;
+    let lens = [rows * padded, rows * padded, 2 * rows, tile, tile, TILE_ROWS * TILE_KEYS];
     with_scratch(lens, |[q, o, state, k_columns, v_rows, s]| {
         for (i, q) in q.chunks_exact_mut(queries * padded).enumerate() {
             let head = Head { b: head.b, h: head.h * group + i };
@@ -76,25 +77,24 @@ fn forward_task<T: Element>(inputs: &Inputs<'_, T>, run: Run<T>, head: Head, t0:
         let mut start = lo / TILE_KEYS * TILE_KEYS;
         while start < hi {
             let end = (start + TILE_KEYS).min(tk);
-            pack_columns(&inputs.k, head, (start, end), k_columns);
+            // The rows of `k` are only needed until they are turned: `v` takes their place.
+            pack_rows(run.level, &inputs.k, head, (start, end), 1.0, v_rows, padded);
+            transpose(v_rows, padded, end - start, k_columns);
             let finite = pack_rows(run.level, &inputs.v, head, (start, end), 1.0, v_rows, padded);
             let tile = KeyTile { k_columns, v_rows, finite, d, padded };
-            let mut row = 0;
-            while row < rows {
-                let end_row = (row + TILE_ROWS).min(rows);
+            for (row, count, t) in row_blocks(group, queries) {
                 let mut spans = [(0, 0); TILE_ROWS];
-                for (span, r) in spans.iter_mut().zip(row..end_row) {
-                    *span = inputs.span(head.b, t0 + r % queries, start, end);
+                for (span, t) in spans[..count].iter_mut().zip(t0 + t..) {
+                    *span = inputs.span(head.b, t, start, end);
                 }
                 let block = RowBlock {
-                    spans: &spans[..end_row - row],
-                    q: &q[row * padded..end_row * padded],
-                    o: &mut o[row * padded..end_row * padded],
-                    peak: &mut peak[row..end_row],
-                    total: &mut total[row..end_row],
+                    spans: &spans[..count],
+                    q: &q[row * padded..(row + count) * padded],
+                    o: &mut o[row * padded..(row + count) * padded],
+                    peak: &mut peak[row..row + count],
+                    total: &mut total[row..row + count],
                 };
                 attend_tile(run.level, run.product, &tile, block, s);
-                row = end_row;
             }
             start = end;
         }
@@ -107,6 +107,13 @@ fn forward_task<T: Element>(inputs: &Inputs<'_, T>, run: Run<T>, head: Head, t0:
             finish_row(run.level, &o[row * padded..(row + 1) * padded], peak[row], total[row], out, &mut lse[0]);
         }
     });
+}
+
+/// Blocks of at most `TILE_ROWS` rows, within one head each: first row, number of rows, first query.
+pub(super) fn row_blocks(group: usize, queries: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..group).flat_map(move |i| {
+        (0..queries).step_by(TILE_ROWS).map(move |t| (i * queries + t, TILE_ROWS.min(queries - t), t))
+    })
 }
 
 /// Divides by the sum of exponentials. `peak` is in base 2; a row without keys (`total` is 0) stays zero.
@@ -243,10 +250,13 @@ simd_fn! {
                 total[i] += sum;
                 continue;
             }
-            let shrink = if peak[i] == f32::NEG_INFINITY { 0.0 } else { (peak[i] - most).exp2() };
-            total[i] = total[i] * shrink + sum;
-            peak[i] = most;
-            let factor = s.splat(shrink);
+            let before = std::mem::replace(&mut peak[i], most);
+            if total[i] == 0.0 {
+                total[i] = sum;
+                continue;
+            }
+            let factor = s.exp2(s.splat(before - most));
+            total[i] = total[i] * s.first(factor) + sum;
             for v in o[i * padded..(i + 1) * padded].chunks_exact_mut(S::LANES) {
                 let scaled = s.mul(s.load(v), factor);
                 s.store(scaled, v);
