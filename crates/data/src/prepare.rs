@@ -123,7 +123,7 @@ pub struct Progress {
 }
 
 /// What a split was made of.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SplitReport {
     /// Its folder.
     pub path: PathBuf,
@@ -140,10 +140,12 @@ pub struct SplitReport {
 /// What was prepared.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PrepareReport {
+    /// Documents in both splits.
+    pub documents: u64,
     /// The training split, `DIR/train`.
     pub train: SplitReport,
-    /// The held-out split, `DIR/valid`, unless nothing was held out.
-    pub valid: Option<SplitReport>,
+    /// The held-out split, `DIR/valid`. All zero, and no such folder, if nothing was to be held out.
+    pub valid: SplitReport,
     /// How documents were divided.
     pub split_rule: String,
     /// What was read and what could not be.
@@ -209,9 +211,11 @@ pub(crate) fn prepare_claimed(
         text_bytes: index.text_bytes,
         shards: index.shards.len(),
     };
+    let (train, valid) = (report(TRAIN, train), valid.map(|v| report(VALID, v)).unwrap_or_default());
     Ok(PrepareReport {
-        train: report(TRAIN, train),
-        valid: valid.map(|v| report(VALID, v)),
+        documents: train.documents + valid.documents,
+        train,
+        valid,
         split_rule: rule,
         read,
         seconds: started.elapsed().as_secs_f64(),

@@ -1,4 +1,5 @@
 //! Shards and indices that are not what was written.
+#![allow(clippy::unwrap_used)] // in the helpers too, not only in the tests
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
 //! Rows by global index: nothing lost, nothing doubled, nothing mixed, the same after any interruption.
+#![allow(clippy::unwrap_used)] // in the helpers too, not only in the tests
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! From files to shards: what is written, what is refused, and what a kill leaves.
+#![allow(clippy::unwrap_used)] // in the helpers too, not only in the tests
 
 use std::path::{Path, PathBuf};
 
@@ -87,7 +88,7 @@ fn both_splits_hold_every_document_once_whatever_the_order() {
     expected.sort();
     assert_eq!(all, expected);
     assert!(report.train.shards > 3);
-    assert_eq!(report.train.documents + report.valid.unwrap().documents, 500);
+    assert_eq!((report.documents, report.train.documents + report.valid.documents), (500, 500));
     assert_eq!(entries(dir.path()), ["a.jsonl", "b.jsonl", "x", "y"]);
 }
 
@@ -102,7 +103,7 @@ fn one_file_gives_its_tail() {
     let (train, valid) = (texts(&dir.path().join("out/train")), texts(&dir.path().join("out/valid")));
     assert_eq!(train.concat() + &valid.concat(), text);
     assert!(valid[0].starts_with("line number 9"), "{}", &valid[0][..20]);
-    let share = report.valid.unwrap().text_bytes as f64 / text.len() as f64;
+    let share = report.valid.text_bytes as f64 / text.len() as f64;
     assert!((0.08..0.12).contains(&share) && report.split_rule.contains("tail"), "{share} {}", report.split_rule);
     let index = SplitIndex::read(&dir.path().join("out/valid")).unwrap();
     assert_eq!((index.split_rule, index.sources.len()), (report.split_rule, 1));
@@ -116,7 +117,7 @@ fn narrow_and_wide_ids() {
         let encoder = Characters { vocab, fail_on: None };
         let out = dir.path().join(format!("v{vocab}"));
         let options = PrepareOptions { prepend_bos: true, ..PrepareOptions::default() };
-        let report = prepare(&[file.clone()], &encoder, &out, &options, &mut |_| {});
+        let report = prepare(std::slice::from_ref(&file), &encoder, &out, &options, &mut |_| {});
         if vocab < 0x1F600 {
             let error = report.unwrap_err();
             assert!(matches!(&error, Error::EncoderContract { .. }), "{error}");
@@ -148,7 +149,7 @@ fn the_result_is_the_same_for_any_number_of_threads() {
         let out = dir.path().join(format!("t{threads}"));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let options = PrepareOptions { shard_tokens: 50_000, valid_fraction: 0.05, ..PrepareOptions::default() };
-        pool.install(|| run(&[file.clone()], &out, options)).unwrap();
+        pool.install(|| run(std::slice::from_ref(&file), &out, options)).unwrap();
         ["train", "valid"].map(|s| SplitIndex::read(&out.join(s)).unwrap().shards)
     });
     assert_eq!(hashes[0], hashes[1]);
@@ -160,15 +161,15 @@ fn an_existing_folder_is_kept_unless_told_otherwise() {
     let file = jsonl(dir.path(), "a.jsonl", ["first".to_owned()]);
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
-    run(&[file.clone()], &out, PrepareOptions::default()).unwrap();
-    let again = run(&[file.clone()], &out, PrepareOptions::default()).unwrap_err();
+    run(std::slice::from_ref(&file), &out, PrepareOptions::default()).unwrap();
+    let again = run(std::slice::from_ref(&file), &out, PrepareOptions::default()).unwrap_err();
     assert!(again.to_string().contains("exists already") && again.to_string().contains("overwrite"), "{again}");
     assert_eq!(texts(&out.join("train")), ["first"]);
     let file = jsonl(dir.path(), "a.jsonl", ["second".to_owned()]);
     // A failing replacement leaves the old one.
     let options = PrepareOptions { overwrite: true, ..PrepareOptions::default() };
     let encoder = Characters { vocab: 300, fail_on: Some("second") };
-    assert!(prepare(&[file.clone()], &encoder, &out, &options, &mut |_| {}).is_err());
+    assert!(prepare(std::slice::from_ref(&file), &encoder, &out, &options, &mut |_| {}).is_err());
     assert_eq!(texts(&out.join("train")), ["first"]);
     run(&[file], &out, options).unwrap();
     assert_eq!(texts(&out.join("train")), ["second"]);
@@ -183,7 +184,8 @@ fn failures_leave_nothing() {
     let out = dir.path().join("deep/out");
     let file = jsonl(dir.path(), "a.jsonl", (0..10_000).map(|i| format!("text {i}")));
     let encoder = Characters { vocab: 300, fail_on: Some("text 9876") };
-    let error = prepare(&[file.clone()], &encoder, &out, &PrepareOptions::default(), &mut |_| {}).unwrap_err();
+    let error =
+        prepare(std::slice::from_ref(&file), &encoder, &out, &PrepareOptions::default(), &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("cannot encode"), "{error}");
     let bad = dir.path().join("bad.jsonl");
     std::fs::write(&bad, "{\"text\": \"a\"}\nnonsense\n").unwrap();
@@ -191,6 +193,10 @@ fn failures_leave_nothing() {
     let blank = dir.path().join("blank.txt");
     std::fs::write(&blank, " \n ").unwrap();
     assert!(matches!(run(&[blank], &out, PrepareOptions::default()), Err(Error::NoDocuments { .. })));
+    let one_byte = dir.path().join("one.txt");
+    std::fs::write(&one_byte, "x").unwrap();
+    let held = PrepareOptions { valid_fraction: 0.1, ..PrepareOptions::default() };
+    assert!(run(&[one_byte], &out, held).unwrap_err().to_string().contains("too few to hold any out"));
     assert_eq!(entries(&dir.path().join("deep")), [""; 0]);
     for (name, options) in [
         ("valid_fraction = 0.9", PrepareOptions { valid_fraction: 0.9, ..PrepareOptions::default() }),
@@ -198,7 +204,7 @@ fn failures_leave_nothing() {
         ("shard_tokens = 0", PrepareOptions { shard_tokens: 0, ..PrepareOptions::default() }),
         ("prepend_bos = true", PrepareOptions { prepend_bos: true, ..PrepareOptions::default() }),
     ] {
-        let error = run(&[file.clone()], &out, options).unwrap_err().to_string();
+        let error = run(std::slice::from_ref(&file), &out, options).unwrap_err().to_string();
         assert!(error.starts_with(name), "{error}");
     }
 }
@@ -278,7 +284,7 @@ fn endless_preparation_in_a_child() {
     let file = dir.join("a.jsonl");
     let options = PrepareOptions { overwrite: true, valid_fraction: 0.1, shard_tokens: 4000, ..Default::default() };
     loop {
-        run(&[file.clone()], &dir.join("out"), options.clone()).unwrap();
+        run(std::slice::from_ref(&file), &dir.join("out"), options.clone()).unwrap();
     }
 }
 

@@ -1,4 +1,5 @@
 //! Every kind of file, and every way in which one can be wrong.
+#![allow(clippy::unwrap_used)] // in the helpers too, not only in the tests
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -91,12 +92,12 @@ fn plain_text_whole_split_and_separated() {
     let f = Folder::new();
     let text = "\u{feff}one\r\ntwo\r\n\r\n \t\r\n\r\nthree\n\n\nfour<END>five<END>\n";
     let path = f.file("a.txt", text);
-    let whole = texts(&[path.clone()], ReadOptions::default());
+    let whole = texts(std::slice::from_ref(&path), ReadOptions::default());
     assert_eq!(whole, [text.trim_start_matches('\u{feff}').replace("\r\n", "\n")]);
     let kept = ReadOptions { normalize_newlines: false, ..ReadOptions::default() };
-    assert!(texts(&[path.clone()], kept)[0].starts_with("one\r\ntwo"));
+    assert!(texts(std::slice::from_ref(&path), kept)[0].starts_with("one\r\ntwo"));
 
-    let (docs, report) = read(&[path.clone()], split(TextSplit::BlankLines)).unwrap();
+    let (docs, report) = read(std::slice::from_ref(&path), split(TextSplit::BlankLines)).unwrap();
     let found: Vec<_> = docs.iter().map(|d| (d.text.as_str(), d.line)).collect();
     assert_eq!(found, [("one\ntwo\n", 1), ("three\n", 6), ("four<END>five<END>\n", 9)]);
     assert_eq!(report.blank_documents, 0);
@@ -158,7 +159,7 @@ fn json_lines_with_every_defect() {
     let lines: Vec<_> = cases.iter().map(|c| c.0).collect();
     let path = f.file("a.jsonl", format!("\u{feff}{}", lines.join("\n")));
     let limited = ReadOptions { max_document_bytes: 4000, ..skip() };
-    let (docs, report) = read(&[path.clone()], limited).unwrap();
+    let (docs, report) = read(std::slice::from_ref(&path), limited).unwrap();
     assert_eq!(docs.iter().map(|d| (d.text.as_str(), d.line)).collect::<Vec<_>>(), [("good", 1), ("also good", 12)]);
     let expected: Vec<_> = cases.iter().enumerate().filter(|(_, c)| !c.1.is_empty()).collect();
     assert_eq!((report.num_malformed as usize, report.malformed.len()), (expected.len(), expected.len()));
@@ -181,10 +182,10 @@ fn the_policy_decides_what_malformed_records_do() {
     let mut lines: Vec<_> = (0..299).map(|i| format!("{{\"text\": \"{i}\"}}")).collect();
     lines.insert(150, "nonsense".to_owned());
     let path = f.file("a.jsonl", lines.join("\n"));
-    let (docs, report) = read(&[path.clone()], ReadOptions::default()).unwrap();
+    let (docs, report) = read(std::slice::from_ref(&path), ReadOptions::default()).unwrap();
     assert_eq!((docs.len(), report.num_malformed), (299, 1));
     let strict = ReadOptions { on_malformed: OnMalformed::Error, ..ReadOptions::default() };
-    let error = read(&[path.clone()], strict).unwrap_err();
+    let error = read(std::slice::from_ref(&path), strict).unwrap_err();
     assert!(matches!(&error, Error::Malformed { line: 151, .. }), "{error}");
     let tighter = ReadOptions { max_malformed_fraction: 0.001, ..ReadOptions::default() };
     let error = read(&[path], tighter).unwrap_err().to_string();
@@ -211,9 +212,9 @@ fn compressed_streams_and_their_damage() {
     let broken = [("t.jsonl.gz", gz(lines.as_bytes())), ("t.jsonl.zst", zst(lines.as_bytes()))];
     for (name, whole) in broken {
         let cut = f.file(name, &whole[..whole.len() * 2 / 3]);
-        let error = read(&[cut.clone()], ReadOptions::default()).unwrap_err();
+        let error = read(std::slice::from_ref(&cut), ReadOptions::default()).unwrap_err();
         assert!(matches!(&error, Error::DamagedFile { line, .. } if *line > 1000), "{error}");
-        let (docs, report) = read(&[cut.clone()], skip()).unwrap();
+        let (docs, report) = read(std::slice::from_ref(&cut), skip()).unwrap();
         assert!(docs.len() > 1000 && docs.len() < 20_000);
         assert_eq!((report.damaged_files, report.num_malformed), (1, 1));
         assert_eq!(report.malformed[0].line, docs.len() as u64 + 1);
@@ -234,7 +235,7 @@ fn parquet_round_trip_nulls_and_damage() {
     let mut cells: Vec<Option<&[u8]>> = rows.iter().map(|r| Some(r.as_bytes())).collect();
     let path = f.path().join("a.parquet");
     parquet_file(&path, "text", &cells);
-    assert_eq!(texts(&[path.clone()], ReadOptions::default()), rows);
+    assert_eq!(texts(std::slice::from_ref(&path), ReadOptions::default()), rows);
 
     let zipped = f.file("b.parquet.gz", gz(&std::fs::read(&path).unwrap()));
     assert_eq!(texts(&[zipped], ReadOptions::default()).len(), 1000);
@@ -243,16 +244,18 @@ fn parquet_round_trip_nulls_and_damage() {
     cells[500] = Some(b"\xff\xfe");
     cells[600] = Some(b"  ");
     parquet_file(&path, "text", &cells);
-    let (docs, report) = read(&[path.clone()], ReadOptions::default()).unwrap();
+    let (docs, report) = read(std::slice::from_ref(&path), ReadOptions::default()).unwrap();
     assert_eq!((docs.len(), report.num_malformed, report.blank_documents), (997, 2, 1));
     let places: Vec<_> = report.malformed.iter().map(|m| (m.line, m.reason.as_str())).collect();
     assert_eq!(places[0], (8, "`text` is null"));
     assert!(places[1].0 == 501 && places[1].1.contains("not UTF-8"), "{places:?}");
     assert_eq!((docs[7].line, docs[7].text.as_str()), (9, "row 8"));
 
-    let error = read(&[path.clone()], ReadOptions { field: "body".to_owned(), ..ReadOptions::default() }).unwrap_err();
+    let error = read(std::slice::from_ref(&path), ReadOptions { field: "body".to_owned(), ..ReadOptions::default() })
+        .unwrap_err();
     assert!(error.to_string().contains("no such column; there are: text, n"), "{error}");
-    let error = read(&[path.clone()], ReadOptions { field: "n".to_owned(), ..ReadOptions::default() }).unwrap_err();
+    let error =
+        read(std::slice::from_ref(&path), ReadOptions { field: "n".to_owned(), ..ReadOptions::default() }).unwrap_err();
     assert!(error.to_string().contains("INT32"), "{error}");
 
     let whole = std::fs::read(&path).unwrap();

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use crate::Result;
 use crate::hash::content_hash;
 use crate::prepare::PrepareOptions;
 use crate::read::{self, OnMalformed};
+use crate::{Error, Result};
 
 /// How documents are divided, decided before anything is encoded.
 #[derive(Debug, PartialEq)]
@@ -39,15 +39,23 @@ impl SplitPlan {
         let enough = ((64.0 / fraction) as usize).clamp(4096, 1 << 20);
         // Whatever is malformed is reported by the reading proper.
         let lenient = read::ReadOptions { on_malformed: OnMalformed::Skip, ..options.read_options() };
-        let mut seen = vec![];
+        let (mut seen, mut total) = (vec![], 0);
         for document in read::documents(inputs, lenient)? {
             let text = document?.text;
+            total += text.len();
             seen.push(Seen { hash: content_hash(&text), bytes: text.len() as u64 });
             if seen.len() >= enough {
                 return Ok(Self::Below(threshold(fraction)));
             }
         }
-        Ok(Self::of_few(seen, fraction))
+        match Self::of_few(seen, fraction) {
+            // Without any document at all the reading proper has more to say.
+            Self::None if total > 0 => {
+                let reason = format!("{total} bytes of text are too few to hold any out; add text, or set it to 0");
+                Err(Error::option("valid_fraction", fraction, reason))
+            }
+            plan => Ok(plan),
+        }
     }
 
     fn of_few(mut seen: Vec<Seen>, fraction: f64) -> Self {
@@ -105,7 +113,6 @@ impl SplitPlan {
     /// The rule in words.
     pub(super) fn describe(&self, fraction: f64) -> String {
         match self {
-            Self::None if fraction > 0.0 => "nothing is held out: there is too little text to divide".to_owned(),
             Self::None => "nothing is held out".to_owned(),
             Self::Below(_) => format!("whole documents by a hash of their text, {fraction} of them held out"),
             Self::Chosen(hashes) => format!(
