@@ -12,19 +12,18 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges, scale: 
         .zip(ranges.hi())
         .flat_map(|(&lo, &hi)| (0..tk as u32).map(move |j| u8::from(lo <= j && j < hi)))
         .collect();
-    let seen = Tensor::from_vec(seen, (b, 1, 1, tq, tk), q.device())?.broadcast_as((b, g, group, tq, tk))?;
-    // [b, g, group, t, d], keys and values broadcast over the group.
+    let seen = Tensor::from_vec(seen, (b, 1, tq, tk), q.device())?.broadcast_as((b, h, tq, tk))?;
     let wide = |x: &Tensor| x.to_dtype(DType::F32);
-    let q = wide(q)?.transpose(1, 2)?.reshape((b, g, group, tq, d))?;
+    let q = wide(q)?.transpose(1, 2)?.contiguous()?;
     let over_group = |x: &Tensor| -> Result<Tensor> {
-        wide(x)?.transpose(1, 2)?.unsqueeze(2)?.broadcast_as((b, g, group, tk, d))?.contiguous()
+        wide(x)?.transpose(1, 2)?.unsqueeze(2)?.broadcast_as((b, g, group, tk, d))?.reshape((b, h, tk, d))
     };
     let (k, v) = (over_group(k)?, over_group(v)?);
-    let logits = (q.contiguous()?.matmul(&k.transpose(3, 4)?.contiguous()?)? * scale)?;
+    let logits = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
     let hidden = Tensor::full(-1e30f32, logits.shape(), logits.device())?;
-    let weights = candle_nn::ops::softmax(&seen.where_cond(&logits, &hidden)?, 4)?;
+    let weights = candle_nn::ops::softmax(&seen.where_cond(&logits, &hidden)?, 3)?;
     // A row without keys comes out uniform: it is zeroed with the rest of what is not seen.
     let weights = seen.where_cond(&weights, &weights.zeros_like()?)?;
-    let out = weights.matmul(&v)?.reshape((b, h, tq, d))?.transpose(1, 2)?.contiguous()?;
+    let out = weights.matmul(&v)?.transpose(1, 2)?.contiguous()?;
     out.to_dtype(dtype)
 }
