@@ -1,7 +1,7 @@
 //! The fast path: byte-level BPE without offsets. Text is cut by added tokens and splitting rules, and each distinct
 //! piece is merged once and remembered. Tokenizers whose pipeline is anything else use the `tokenizers` crate.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use serde_json::Value;
@@ -16,13 +16,11 @@ use crate::merge::MergeTable;
 use crate::spec::Spec;
 use crate::split::{Rule, Splitter};
 
-/// A byte that no UTF-8 text contains may be missing from a vocabulary.
+/// A byte without a token: some vocabularies lack bytes that their corpus lacked.
 const NO_TOKEN: u32 = u32::MAX;
 
 pub(crate) struct ByteBpe {
     splitter: Splitter,
-    /// The regexes behind `splitter`, for recognising llama.cpp's name.
-    pub(crate) patterns: Vec<String>,
     nfc: bool,
     byte_ids: [u32; 256],
     merges: MergeTable,
@@ -47,11 +45,13 @@ impl ByteBpe {
             && spec.added.iter().all(|t| !t.single_word);
         let Some(nfc) = normalizer(&spec.json["normalizer"]).filter(|_| fits) else { return Ok(None) };
         let Some(patterns) = pre_tokenizer(&spec.json["pre_tokenizer"]) else { return Ok(None) };
+        // The `tokenizers` crate drops a byte without a token, unless the vocabulary has an unknown token for it.
+        let drops = plain("unk_token") && model["byte_fallback"] != true;
         let mut byte_ids = [NO_TOKEN; 256];
         for (byte, id) in byte_ids.iter_mut().enumerate() {
             match spec.vocab.get(&*BYTE_TO_CHAR[byte].encode_utf8(&mut [0; 4])) {
                 Some(&found) => *id = found,
-                None if matches!(byte, 0xC0 | 0xC1 | 0xF5..) => {}
+                None if drops || matches!(byte, 0xC0 | 0xC1 | 0xF5..) => {}
                 None => return Ok(None),
             }
         }
@@ -60,12 +60,12 @@ impl ByteBpe {
         let Ok(rules) = rules else { return Ok(None) };
         let whole = model["ignore_merges"].as_bool().unwrap_or(false).then(|| {
             let bytes = |(token, id): (&String, &u32)| Some((crate::byte_alphabet::decode(token)?.into(), *id));
-            spec.vocab.iter().filter_map(bytes).collect()
+            let special: HashSet<&str> = spec.added.iter().filter(|t| t.special).map(|t| t.content.as_str()).collect();
+            spec.vocab.iter().filter(|(token, _)| !special.contains(token.as_str())).filter_map(bytes).collect()
         });
         let (normalized, raw) = spec.added.iter().cloned().partition(|t| t.normalized);
         Ok(Some(Self {
             splitter: Splitter::new(rules),
-            patterns,
             nfc,
             byte_ids,
             merges: MergeTable::new(&spec.merges),
@@ -139,7 +139,7 @@ impl ByteBpe {
         }
         let (symbols, ranks) = cache.scratch();
         symbols.clear();
-        symbols.extend(piece.iter().map(|&b| self.byte_ids[b as usize]));
+        symbols.extend(piece.iter().map(|&b| self.byte_ids[b as usize]).filter(|&id| id != NO_TOKEN));
         self.merges.merge(symbols, ranks);
         out.extend_from_slice(symbols);
     }
@@ -162,7 +162,7 @@ fn normalizer(json: &Value) -> Option<bool> {
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// The splitting regexes of a pre-tokenizer that ends in the byte alphabet, none for any other.
-fn pre_tokenizer(json: &Value) -> Option<Vec<String>> {
+pub(crate) fn pre_tokenizer(json: &Value) -> Option<Vec<String>> {
     let steps = match json["type"].as_str()? {
         "Sequence" => json["pretokenizers"].as_array()?.as_slice(),
         "ByteLevel" => std::slice::from_ref(json),

@@ -27,11 +27,20 @@ pub(crate) fn from_path(path: &Path) -> Result<Tokenizer> {
         if json.is_file() {
             return from_json_file(&json);
         }
+        let model = path.join("tokenizer.model");
+        if model.is_file() {
+            return Tokenizer::from_sentencepiece(model);
+        }
         return Err(Error::UnknownFormat { path: path.to_path_buf() });
     }
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
     match extension {
         "json" => from_json_file(path),
+        "model" => Tokenizer::from_sentencepiece(path),
+        "tiktoken" => {
+            let name = path.file_stem().and_then(|s| s.to_str()).unwrap_or("");
+            Tokenizer::from_tiktoken(path, name)
+        }
         _ => Err(Error::UnknownFormat { path: path.to_path_buf() }),
     }
 }

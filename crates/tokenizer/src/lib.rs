@@ -21,25 +21,32 @@
 #![forbid(unsafe_code)]
 
 mod added;
+mod base64;
 mod byte_alphabet;
 mod cache;
+mod charsmap;
 mod decode;
 mod engine;
 mod error;
+mod gguf;
 mod hf;
 mod merge;
+mod pieces;
 mod pre;
 mod save;
 mod scan;
+mod sentencepiece;
 mod spec;
 mod special;
 mod split;
+mod tiktoken;
 mod tokenizer;
 mod train;
 mod unicode;
 
 pub use decode::DecodeStream;
 pub use error::{Error, Result};
+pub use gguf::GgufVocab;
 pub use pre::PreTokenizer;
 pub use tokenizer::{EncodeOptions, Tokenizer};
 pub use train::{TokenizerKind, TrainEvent, TrainOptions, train, train_files};

@@ -78,6 +78,7 @@ impl Spec {
         let vocab = read_vocab(&check, model, &kind)?;
         let merges = if kind == "BPE" { read_merges(&check, model, &vocab)? } else { Vec::new() };
         let added = read_added(&check, &json)?;
+        crate::charsmap::check_json(&json["normalizer"]).map_err(|reason| check.fail(reason))?;
         let vocab_size = check_ids(&check, &vocab, &added)?;
         Ok(Self { model: kind, vocab, merges, added, vocab_size, json })
     }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::decode::{DecodeRule, DecodeStream, decode_all};
-use crate::engine::ByteBpe;
+use crate::engine::{ByteBpe, pre_tokenizer};
 use crate::error::{Error, Result};
 use crate::pre::PreTokenizer;
 use crate::spec::Spec;
@@ -75,6 +75,16 @@ impl Tokenizer {
     }
 
     pub(crate) fn build(spec: Spec, roles: Roles, chat_template: Option<String>) -> Result<Self> {
+        Self::build_with_pre(spec, roles, chat_template, None)
+    }
+
+    /// `stated_pre` is llama.cpp's name where the source gave one; otherwise it is recognised by its regexes.
+    pub(crate) fn build_with_pre(
+        spec: Spec,
+        roles: Roles,
+        chat_template: Option<String>,
+        stated_pre: Option<PreTokenizer>,
+    ) -> Result<Self> {
         let json = serde_json::to_vec(&spec.json).map_err(|e| Error::Encode(e.to_string()))?;
         let mut tokens: Vec<Option<TokenEntry>> = vec![None; spec.vocab_size];
         let mut ids = std::collections::HashMap::with_capacity(spec.vocab.len() + spec.added.len());
@@ -86,7 +96,8 @@ impl Tokenizer {
         }
         let fast = ByteBpe::from_spec(&spec)?;
         let ignore_merges = spec.model_json()["ignore_merges"].as_bool().unwrap_or(false);
-        let pre = fast.as_ref().and_then(|f| PreTokenizer::recognise(&f.patterns, ignore_merges));
+        let patterns = if spec.model == "BPE" { pre_tokenizer(&spec.json["pre_tokenizer"]) } else { None };
+        let pre = stated_pre.or(patterns.and_then(|p| PreTokenizer::recognise(&p, ignore_merges)));
         let template = Template::from_json(spec.json.get("post_processor"), &ids)
             .map_err(|reason| Error::malformed("tokenizer.json", reason))?;
         let tokenizer = Self {
@@ -132,8 +143,8 @@ impl Tokenizer {
         if let Some(ready) = cell.get() {
             return Ok(ready.clone());
         }
-        let mut slow = tokenizers::Tokenizer::from_bytes(&self.inner.json)
-            .map_err(|e| Error::malformed("tokenizer.json", e.to_string()))?;
+        let mut slow = guarded(|| tokenizers::Tokenizer::from_bytes(&self.inner.json))
+            .map_err(|reason| Error::malformed("tokenizer.json", reason))?;
         slow.with_padding(None);
         slow.with_truncation(None)?;
         slow.set_encode_special_tokens(!parse_special);
@@ -179,7 +190,8 @@ impl Tokenizer {
         if let Some(fast) = &self.inner.fast {
             return fast.encode_into(text, parse_special, out);
         }
-        let encoding = self.slow(parse_special)?.encode_fast(text, false)?;
+        let slow = self.slow(parse_special)?;
+        let encoding = guarded(|| slow.encode_fast(text, false)).map_err(Error::Encode)?;
         out.extend_from_slice(encoding.get_ids());
         Ok(())
     }
@@ -215,7 +227,8 @@ impl Tokenizer {
     }
 
     pub(crate) fn decode_whole(&self, ids: &[u32]) -> Result<String> {
-        self.slow(false)?.decode(ids, false).map_err(|e| Error::Decode(e.to_string()))
+        let slow = self.slow(false)?;
+        guarded(|| slow.decode(ids, false)).map_err(Error::Decode)
     }
 
     pub(crate) fn decode_rule(&self) -> &DecodeRule {
@@ -326,6 +339,15 @@ impl Tokenizer {
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({}, {} tokens)", self.inner.model, self.vocab_size())
+    }
+}
+
+/// Runs a step of the other pipeline. It trusts its input, and what the checks of `Spec` miss may still panic there: a
+/// panic is then a reason like any other.
+fn guarded<T>(step: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("its pipeline cannot handle this; the file is malformed".to_string()),
     }
 }
 

@@ -200,7 +200,7 @@ fn special_json(specials: &[String]) -> Vec<Value> {
 }
 
 /// A post-processor that puts special tokens around the text: `before`, the text, `after`.
-fn template_json(before: &[(&str, usize)], after: &[(&str, usize)]) -> Value {
+pub(crate) fn template_json(before: &[(&str, usize)], after: &[(&str, usize)]) -> Value {
     let special = |(name, _): &(&str, usize)| json!({ "SpecialToken": { "id": name, "type_id": 0 } });
     let sequence = |id: &str, type_id: u32| json!({ "Sequence": { "id": id, "type_id": type_id } });
     let mut single: Vec<Value> = before.iter().map(special).collect();
