@@ -69,6 +69,15 @@ mod tests {
         assert!(same < 10 && fixed < 10 && neighbours < 15, "{same} {fixed} {neighbours}");
     }
 
+    /// A change here changes the order of data of every run that is being resumed.
+    #[test]
+    fn the_order_is_the_same_for_ever() {
+        let p = Permutation::new(10, 42);
+        assert_eq!((0..10).map(|i| p.at(i)).collect::<Vec<_>>(), [4, 5, 1, 7, 0, 3, 9, 2, 6, 8]);
+        let p = Permutation::new(1_000_003, 7);
+        assert_eq!([0, 1, 999_999].map(|i| p.at(i)), [658_557, 936_259, 161_352]);
+    }
+
     #[test]
     fn large_domains_stay_in_range() {
         let p = Permutation::new(u64::from(u32::MAX) * 1000, 7);
