@@ -6,6 +6,7 @@ pub mod completions;
 pub mod data;
 pub mod doctor;
 pub mod generate;
+pub mod meter;
 pub mod model;
 pub mod plan;
 pub mod pretrain;
