@@ -32,7 +32,7 @@ pub enum DataCommand {
 Examples:
   tallow data prepare --input text/ --tokenizer tokenizer.json --out data --valid-fraction 0.01
   tallow data prepare --input a.jsonl.zst b.parquet --field body --tokenizer models/gpt2 --out data
-  tallow data prepare --input stories.txt --separator '<|endoftext|>' --tokenizer tokenizer.json --out data")]
+  tallow data prepare --input a.txt --separator '---' --tokenizer tokenizer.json --out data")]
 pub struct PrepareArgs {
     /// Text: txt, jsonl or parquet files, each also .gz or .zst, or folders of them
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]

@@ -32,7 +32,7 @@ pub enum TokenizerCommand {
 #[command(after_help = "\
 Examples:
   tallow tokenizer train --input text/ --vocab-size 4096 --out tokenizer.json
-  tallow tokenizer train --input a.jsonl.zst b.parquet --field body --vocab-size 32000 --pre llama-bpe --out tok/
+  tallow tokenizer train --input a.jsonl.zst --field body --vocab-size 32000 --pre qwen2 --out tok/
   tallow tokenizer train --input text/ --vocab-size 8000 --kind unigram --out tokenizer.json")]
 pub struct TrainArgs {
     /// Text: txt, jsonl or parquet files, each also .gz or .zst, or folders of them
