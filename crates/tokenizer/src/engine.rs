@@ -1,12 +1,12 @@
-//! The fast path: byte-level BPE without offsets. Text is cut by added tokens and splitting rules, and each distinct
-//! piece is merged once and remembered. Tokenizers whose pipeline is anything else use the `tokenizers` crate.
+//! The fast path, without offsets: text is cut by added tokens and splitting rules, and each distinct piece is encoded
+//! once and remembered. Tokenizers whose pipeline is neither byte-level BPE nor Unigram use the `tokenizers` crate.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use serde_json::Value;
 use tokenizers::normalizers::NFC;
-use tokenizers::{NormalizedString, Normalizer};
+use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
 
 use crate::added::{AddedMatcher, Segment};
 use crate::byte_alphabet::BYTE_TO_CHAR;
@@ -15,65 +15,72 @@ use crate::error::{Error, Result};
 use crate::merge::MergeTable;
 use crate::spec::Spec;
 use crate::split::{Rule, Splitter};
+use crate::unigram::{UnigramModel, added_tokens_fit};
 
 /// A byte without a token: some vocabularies lack bytes that their corpus lacked.
 const NO_TOKEN: u32 = u32::MAX;
 
-pub(crate) struct ByteBpe {
-    splitter: Splitter,
-    nfc: bool,
-    byte_ids: [u32; 256],
-    merges: MergeTable,
-    /// Whole pieces that skip merging (`ignore_merges`).
-    whole: Option<HashMap<Box<[u8]>, u32>>,
+/// A pipeline of our own: added tokens, normalizer, model.
+pub(crate) struct Engine {
+    model: Model,
+    normalizer: Normal,
     raw: AddedMatcher,
     normalized: AddedMatcher,
     /// Warm caches, one taken per running encode; their number never passes the number of threads that encode.
     caches: Mutex<Vec<PieceCache>>,
 }
 
-impl ByteBpe {
+enum Model {
+    Bytes(Box<ByteBpe>),
+    Unigram(UnigramModel),
+}
+
+enum Normal {
+    Nothing,
+    Nfc,
+    Other(Box<NormalizerWrapper>),
+}
+
+struct ByteBpe {
+    splitter: Splitter,
+    byte_ids: [u32; 256],
+    merges: MergeTable,
+    /// Whole pieces that skip merging (`ignore_merges`).
+    whole: Option<HashMap<Box<[u8]>, u32>>,
+}
+
+impl Engine {
     /// The fast path for a tokenizer, or none where its pipeline asks for something else.
     pub(crate) fn from_spec(spec: &Spec) -> Result<Option<Self>> {
-        let model = spec.model_json();
-        let plain = |key: &str| matches!(model.get(key), None | Some(Value::Null)) || model[key] == "";
-        let no_dropout = matches!(model.get("dropout"), None | Some(Value::Null)) || model["dropout"] == 0.0;
-        let fits = spec.model == "BPE"
-            && no_dropout
-            && plain("continuing_subword_prefix")
-            && plain("end_of_word_suffix")
-            && spec.added.iter().all(|t| !t.single_word);
-        let Some(nfc) = normalizer(&spec.json["normalizer"]).filter(|_| fits) else { return Ok(None) };
-        let Some(patterns) = pre_tokenizer(&spec.json["pre_tokenizer"]) else { return Ok(None) };
-        // The `tokenizers` crate drops a byte without a token, unless the vocabulary has an unknown token for it.
-        let drops = plain("unk_token") && model["byte_fallback"] != true;
-        let mut byte_ids = [NO_TOKEN; 256];
-        for (byte, id) in byte_ids.iter_mut().enumerate() {
-            match spec.vocab.get(&*BYTE_TO_CHAR[byte].encode_utf8(&mut [0; 4])) {
-                Some(&found) => *id = found,
-                None if drops || matches!(byte, 0xC0 | 0xC1 | 0xF5..) => {}
-                None => return Ok(None),
-            }
+        if spec.added.iter().any(|t| t.single_word) {
+            return Ok(None);
         }
-        let rules = patterns.iter().map(|p| Rule::from_regex(p)).collect::<std::result::Result<Vec<_>, _>>();
-        // A regex this engine cannot compile may still be one the other can.
-        let Ok(rules) = rules else { return Ok(None) };
-        let whole = model["ignore_merges"].as_bool().unwrap_or(false).then(|| {
-            let bytes = |(token, id): (&String, &u32)| Some((crate::byte_alphabet::decode(token)?.into(), *id));
-            let special: HashSet<&str> = spec.added.iter().filter(|t| t.special).map(|t| t.content.as_str()).collect();
-            spec.vocab.iter().filter(|(token, _)| !special.contains(token.as_str())).filter_map(bytes).collect()
+        let json = &spec.json["normalizer"];
+        let (model, normal) = if let Some(bytes) = ByteBpe::from_spec(spec) {
+            let Some(nfc) = normalizer(json) else { return Ok(None) };
+            (Model::Bytes(Box::new(bytes)), if nfc { Normal::Nfc } else { Normal::Nothing })
+        } else if let Some(unigram) = UnigramModel::from_spec(spec).filter(|_| added_tokens_fit(spec)) {
+            let normal = match normalizer(json) {
+                Some(false) => Normal::Nothing,
+                Some(true) => Normal::Nfc,
+                None => match serde_json::from_value(json.clone()) {
+                    Ok(wrapper) => Normal::Other(Box::new(wrapper)),
+                    Err(_) => return Ok(None),
+                },
+            };
+            (Model::Unigram(unigram), normal)
+        } else {
+            return Ok(None);
+        };
+        let (normalized, raw): (Vec<_>, Vec<_>) = spec.added.iter().cloned().partition(|t| t.normalized);
+        let normalized = normalized.into_iter().map(|mut token| {
+            if let Some(content) = normal.apply(&token.content)? {
+                token.content = content;
+            }
+            Ok(token)
         });
-        let (normalized, raw) = spec.added.iter().cloned().partition(|t| t.normalized);
-        Ok(Some(Self {
-            splitter: Splitter::new(rules),
-            nfc,
-            byte_ids,
-            merges: MergeTable::new(&spec.merges),
-            whole,
-            raw: AddedMatcher::new(raw)?,
-            normalized: AddedMatcher::new(normalize_contents(normalized, nfc)?)?,
-            caches: Mutex::new(Vec::new()),
-        }))
+        let normalized = AddedMatcher::new(normalized.collect::<Result<Vec<_>>>()?)?;
+        Ok(Some(Self { model, normalizer: normal, raw: AddedMatcher::new(raw)?, normalized, caches: Mutex::default() }))
     }
 
     /// Appends the ids of `text` to `out`.
@@ -100,28 +107,61 @@ impl ByteBpe {
         cache: &mut PieceCache,
         out: &mut Vec<u32>,
     ) -> Result<()> {
-        self.raw.segments(text, parse_special, &mut |segment| match segment {
-            Segment::Token(id) => {
-                out.push(id);
+        self.raw.segments(text, parse_special, &mut |segment| {
+            let part = match segment {
+                Segment::Token(id) => {
+                    out.push(id);
+                    return Ok(());
+                }
+                Segment::Text(part) => part,
+            };
+            let normal = self.normalizer.apply(part)?;
+            self.normalized.segments(normal.as_deref().unwrap_or(part), parse_special, &mut |inner| {
+                match (inner, &self.model) {
+                    (Segment::Token(id), _) => out.push(id),
+                    (Segment::Text(plain), Model::Bytes(bytes)) => bytes.encode(plain, cache, out)?,
+                    (Segment::Text(plain), Model::Unigram(unigram)) => unigram.encode(plain, cache, out),
+                }
                 Ok(())
-            }
-            Segment::Text(part) => {
-                let normal = if self.nfc { compose(part)? } else { None };
-                self.normalized.segments(normal.as_deref().unwrap_or(part), parse_special, &mut |inner| match inner {
-                    Segment::Token(id) => {
-                        out.push(id);
-                        Ok(())
-                    }
-                    Segment::Text(plain) => self
-                        .splitter
-                        .split(plain, &mut |piece| {
-                            self.encode_piece(piece.as_bytes(), cache, out);
-                            Ok(())
-                        })
-                        .map_err(Error::Encode),
-                })
-            }
+            })
         })
+    }
+}
+
+impl ByteBpe {
+    fn from_spec(spec: &Spec) -> Option<Self> {
+        let model = spec.model_json();
+        let plain = |key: &str| matches!(model.get(key), None | Some(Value::Null)) || model[key] == "";
+        let no_dropout = matches!(model.get("dropout"), None | Some(Value::Null)) || model["dropout"] == 0.0;
+        let fits =
+            spec.model == "BPE" && no_dropout && plain("continuing_subword_prefix") && plain("end_of_word_suffix");
+        let patterns = pre_tokenizer(&spec.json["pre_tokenizer"]).filter(|_| fits)?;
+        // The `tokenizers` crate drops a byte without a token, unless the vocabulary has an unknown token for it.
+        let drops = plain("unk_token") && model["byte_fallback"] != true;
+        let mut byte_ids = [NO_TOKEN; 256];
+        for (byte, id) in byte_ids.iter_mut().enumerate() {
+            match spec.vocab.get(&*BYTE_TO_CHAR[byte].encode_utf8(&mut [0; 4])) {
+                Some(&found) => *id = found,
+                None if drops || matches!(byte, 0xC0 | 0xC1 | 0xF5..) => {}
+                None => return None,
+            }
+        }
+        // A regex this engine cannot compile may still be one the other can.
+        let rules = patterns.iter().map(|p| Rule::from_regex(p).ok()).collect::<Option<Vec<_>>>()?;
+        let whole = model["ignore_merges"].as_bool().unwrap_or(false).then(|| {
+            let bytes = |(token, id): (&String, &u32)| Some((crate::byte_alphabet::decode(token)?.into(), *id));
+            let special: HashSet<&str> = spec.added.iter().filter(|t| t.special).map(|t| t.content.as_str()).collect();
+            spec.vocab.iter().filter(|(token, _)| !special.contains(token.as_str())).filter_map(bytes).collect()
+        });
+        Some(Self { splitter: Splitter::new(rules), byte_ids, merges: MergeTable::new(&spec.merges), whole })
+    }
+
+    fn encode(&self, text: &str, cache: &mut PieceCache, out: &mut Vec<u32>) -> Result<()> {
+        let split = self.splitter.split(text, &mut |piece| {
+            self.encode_piece(piece.as_bytes(), cache, out);
+            Ok(())
+        });
+        split.map_err(Error::Encode)
     }
 
     #[inline]
@@ -189,15 +229,19 @@ fn split_pattern(step: &Value) -> Option<String> {
     }
 }
 
-fn normalize_contents(mut tokens: Vec<crate::spec::AddedToken>, nfc: bool) -> Result<Vec<crate::spec::AddedToken>> {
-    if nfc {
-        for token in &mut tokens {
-            if let Some(composed) = compose(&token.content)? {
-                token.content = composed;
+impl Normal {
+    /// The normalized text, or none when it is the text itself.
+    fn apply(&self, text: &str) -> Result<Option<String>> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Nfc => compose(text),
+            Self::Other(normalizer) => {
+                let mut normal = NormalizedString::from(text);
+                normalizer.normalize(&mut normal)?;
+                Ok(Some(normal.get().to_string()))
             }
         }
     }
-    Ok(tokens)
 }
 
 /// NFC, or none when the text is plainly composed already: no character below U+0300 ever changes or combines.

@@ -43,6 +43,7 @@ mod tiktoken;
 mod tokenizer;
 mod train;
 mod unicode;
+mod unigram;
 
 pub use decode::DecodeStream;
 pub use error::{Error, Result};

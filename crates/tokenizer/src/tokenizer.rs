@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::decode::{DecodeRule, DecodeStream, decode_all};
-use crate::engine::{ByteBpe, pre_tokenizer};
+use crate::engine::{Engine, pre_tokenizer};
 use crate::error::{Error, Result};
 use crate::pre::PreTokenizer;
 use crate::spec::Spec;
@@ -52,7 +52,7 @@ struct Inner {
     chat_template: Option<String>,
     rule: DecodeRule,
     pre: Option<PreTokenizer>,
-    fast: Option<ByteBpe>,
+    fast: Option<Engine>,
     /// The `tokenizers` crate's pipeline that reads special tokens as text, and the one that recognises them.
     slow: OnceLock<Arc<tokenizers::Tokenizer>>,
     slow_special: OnceLock<Arc<tokenizers::Tokenizer>>,
@@ -94,7 +94,7 @@ impl Tokenizer {
             tokens[id as usize] = Some(TokenEntry { written: token.into(), special });
             ids.insert(token.into(), id);
         }
-        let fast = ByteBpe::from_spec(&spec)?;
+        let fast = Engine::from_spec(&spec)?;
         let ignore_merges = spec.model_json()["ignore_merges"].as_bool().unwrap_or(false);
         let patterns = if spec.model == "BPE" { pre_tokenizer(&spec.json["pre_tokenizer"]) } else { None };
         let pre = stated_pre.or(patterns.and_then(|p| PreTokenizer::recognise(&p, ignore_merges)));
@@ -352,7 +352,7 @@ fn guarded<T>(step: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Resu
 }
 
 /// Gives its cache back when a worker is done with it.
-struct CacheLease<'e>(&'e ByteBpe, crate::cache::PieceCache);
+struct CacheLease<'e>(&'e Engine, crate::cache::PieceCache);
 
 impl Drop for CacheLease<'_> {
     fn drop(&mut self) {

@@ -66,6 +66,15 @@ fn options_that_do_not_fit_the_kind_are_refused() {
 
 proptest! {
     #[test]
+    fn unigram_ids_equal_those_of_the_tokenizers_crate(text in "[ a-zA-Z.,!<>éü日☃😀\\n▁]{0,40}") {
+        static THEIRS: LazyLock<tokenizers::Tokenizer> = LazyLock::new(|| {
+            tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&UNIGRAM.to_json().unwrap()).unwrap()).unwrap()
+        });
+        let expected = THEIRS.encode_fast(text.as_str(), false).unwrap();
+        prop_assert_eq!(UNIGRAM.encode(&text, false).unwrap(), expected.get_ids());
+    }
+
+    #[test]
     fn unigram_streams_what_it_decodes(text in "[ -~éü日☃😀\\n]{0,40}") {
         let ids = UNIGRAM.encode(&text, false).unwrap();
         let whole = UNIGRAM.decode(&ids, false).unwrap();
