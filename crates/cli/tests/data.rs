@@ -107,8 +107,17 @@ fn wrong_usage_leaves_with_2() {
     }
     stdout(&tallow(dir.path(), &format!("{PREPARE} --overwrite")));
 
-    stdout(&tallow(dir.path(), "tokenizer train --input text --vocab-size 270 --out foreign.json"));
-    fails(&tallow(dir.path(), "data inspect data --tokenizer foreign.json"), 2, &["another tokenizer"]);
+    // A tokenizer without an end-of-text token.
+    stdout(&tallow(
+        dir.path(),
+        "tokenizer train --input text --vocab-size 270 --special <x> --out bare/tokenizer.json",
+    ));
+    let bare = "data prepare --input text --tokenizer bare --out other";
+    fails(&tallow(dir.path(), bare), 2, &["--no-eos"]);
+    stdout(&tallow(dir.path(), &format!("{bare} --no-eos")));
+
+    stdout(&tallow(dir.path(), "tokenizer train --input text --vocab-size 270 --out foreign"));
+    fails(&tallow(dir.path(), "data inspect data --tokenizer foreign"), 2, &["another tokenizer"]);
 }
 
 #[test]

@@ -205,6 +205,12 @@ fn print_prepared(report: &PrepareReport) {
 fn usage_if_option(error: tallow_data::Error) -> anyhow::Error {
     use tallow_data::Error::{Option, OutputExists};
     match error {
+        Option { name: "append_eos", .. } => {
+            exit::usage("the tokenizer has no end-of-text token; give --no-eos, or train one with such a token".into())
+        }
+        Option { name: "prepend_bos", .. } => exit::usage(
+            "--bos: the tokenizer has no begin-of-text token; leave it out, or train one with such a token".into(),
+        ),
         Option { name, value, reason } => exit::usage(format!("{}: {reason}", flag(name, &value))),
         OutputExists { path } => exit::usage(format!(
             "{}: exists already; choose another --out, or replace it with --overwrite",
@@ -217,8 +223,6 @@ fn usage_if_option(error: tallow_data::Error) -> anyhow::Error {
 /// The flag that sets an option of the library.
 fn flag(name: &str, value: &str) -> String {
     match name {
-        "append_eos" => "without --no-eos".into(),
-        "prepend_bos" => "--bos".into(),
         "text_split" => "--separator ''".into(),
         name => format!("--{} {value}", name.replace('_', "-")),
     }
