@@ -289,10 +289,11 @@ fn endless_preparation_in_a_child() {
 }
 
 #[test]
-fn a_kill_at_any_instant_leaves_whole_folders_or_none() {
+fn a_kill_at_any_instant_leaves_whole_folders() {
     let dir = tempfile::tempdir().unwrap();
-    jsonl(dir.path(), "a.jsonl", (0..400).map(|i| format!("text number {i} ").repeat(20)));
-    let (mut whole, mut missing) = (0, 0);
+    let file = jsonl(dir.path(), "a.jsonl", (0..400).map(|i| format!("text number {i} ").repeat(20)));
+    run(&[file], &dir.path().join("out"), PrepareOptions::default()).unwrap();
+    let first = SplitIndex::read(&dir.path().join("out/train")).unwrap();
     for round in 0..20 {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "endless_preparation_in_a_child"])
@@ -300,24 +301,76 @@ fn a_kill_at_any_instant_leaves_whole_folders_or_none() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(40 + 13 * round));
+        let changed = || SplitIndex::read(&dir.path().join("out/train")).is_ok_and(|i| i.shards != first.shards);
+        let patience = std::time::Instant::now();
+        while round == 0 && !changed() {
+            assert!(patience.elapsed().as_secs() < 60, "no preparation came to its end");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(13 * round));
         child.kill().unwrap();
         child.wait().unwrap();
-        // Whatever has the name is complete; in the instant between two renames nothing has it.
+        // Whatever has the name is complete; between two renames nothing has it, and what had it is put aside whole.
         let out = dir.path().join("out");
-        if out.exists() {
-            for split in ["train", "valid"] {
-                let report = verify(&out.join(split)).unwrap();
-                assert!(report.shards > 0 && report.damaged.is_empty(), "{report:?}");
-            }
-            whole += 1;
-        } else {
-            missing += 1;
-        }
+        let kept = if out.exists() { out } else { dir.path().join(".out.old") };
+        let report = verify(&kept).unwrap();
+        assert!(report.shards > 0 && report.damaged.is_empty(), "{report:?}");
     }
-    assert!(whole > missing, "{whole} whole, {missing} without a folder");
     // What the kills left is cleared away by the next run.
     let options = PrepareOptions { overwrite: true, ..PrepareOptions::default() };
     run(&[dir.path().join("a.jsonl")], &dir.path().join("out"), options).unwrap();
     assert_eq!(entries(dir.path()), ["a.jsonl", "out"]);
+}
+
+/// The test below runs this one as a process of its own; alone it does nothing.
+#[test]
+fn preparation_onto_a_full_disk_in_a_child() {
+    let Ok(dir) = std::env::var("TALLOW_TEST_FULL_DISK_IN") else { return };
+    let dir = PathBuf::from(dir);
+    let error = run(&[dir.join("a.jsonl")], &dir.join("out"), PrepareOptions::default()).unwrap_err();
+    assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("shard-00000.tok")), "{error}");
+    println!("the write was refused");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    jsonl(dir.path(), "a.jsonl", (0..2000).map(|i| format!("text number {i} ").repeat(20)));
+    // A limit of file size stands in for a full disk: the same write fails, in the middle of a shard.
+    let output = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 200; exec \"$0\" --exact preparation_onto_a_full_disk_in_a_child --nocapture",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .env("TALLOW_TEST_FULL_DISK_IN", dir.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("the write was refused"), "{told}");
+    assert_eq!(entries(dir.path()), ["a.jsonl"]);
+}
+
+#[test]
+fn what_a_trained_tokenizer_encoded_decodes_to_the_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let docs: Vec<_> = (0..300).map(|i| format!("Sentence {i} — naïve, größer, 東京 {}\n", i * i)).collect();
+    let options = tallow_tokenizer::TrainOptions { vocab_size: 400, ..Default::default() };
+    let tokenizer = tallow_tokenizer::train(&docs, &options, |_| {}).unwrap();
+    let file = jsonl(dir.path(), "a.jsonl", docs.clone());
+    let out = dir.path().join("out");
+    let report = prepare(&[file], &tokenizer, &out, &PrepareOptions::default(), &mut |_| {}).unwrap();
+    let dataset = TokenDataset::open(&[out.join("train")]).unwrap();
+    assert_eq!(dataset.tokenizer_fingerprint(), tokenizer.fingerprint());
+    assert_eq!((dataset.vocab_size(), dataset.eos_id()), (tokenizer.vocab_size(), tokenizer.eos_id()));
+    for (i, doc) in docs.iter().enumerate() {
+        let ids = dataset.document(i as u64).unwrap().to_vec();
+        assert_eq!(ids.last().copied(), tokenizer.eos_id());
+        assert_eq!(&tokenizer.decode(&ids, true).unwrap(), doc);
+        assert_eq!(ids[..ids.len() - 1], tokenizer.encode(doc, false).unwrap());
+    }
+    let bytes: usize = docs.iter().map(String::len).sum();
+    assert_eq!(report.train.text_bytes, bytes as u64);
+    assert!((dataset.bytes_per_token() - bytes as f64 / (report.train.tokens - 300) as f64).abs() < 1e-12);
 }

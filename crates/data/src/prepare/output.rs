@@ -109,20 +109,21 @@ impl PartialDir {
         &self.partial
     }
 
-    /// Gives the folder its name. What was there is put aside first and removed last.
+    /// Gives the folder its name. What was there is put aside first and removed last: a kill between the two renames
+    /// leaves it whole under `.NAME.old`.
     pub(super) fn publish(mut self) -> Result<PathBuf> {
         let out_dir = self.claim.out_dir().to_owned();
         let old = beside(&out_dir, "old")?;
-        remove(&old)?;
+        sync_dir(&self.partial)?;
         if is_in_use(&out_dir)? {
             if !self.overwrite {
                 return Err(Error::OutputExists { path: out_dir });
             }
+            remove(&old)?;
             std::fs::rename(&out_dir, &old).map_err(|e| Error::io(&out_dir, e))?;
         } else if out_dir.exists() {
             std::fs::remove_dir(&out_dir).map_err(|e| Error::io(&out_dir, e))?;
         }
-        sync_dir(&self.partial)?;
         std::fs::rename(&self.partial, &out_dir).map_err(|e| Error::io(&out_dir, e))?;
         self.published = true;
         if let Some(parent) = out_dir.parent() {
