@@ -144,7 +144,7 @@ struct GeluTanh;
 
 impl GeluTanh {
     /// `2 sqrt(2 / pi)`: half of `1 + tanh(u)` is the logistic function of `2 u`, which has no cancellation.
-    const TWICE: f32 = 1.595_769_1;
+    const TWICE: f32 = 1.595_769;
     const CUBIC: f32 = 0.044_715;
 
     #[inline(always)]

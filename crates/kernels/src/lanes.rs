@@ -90,7 +90,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         let n = self.round(self.max(self.splat(-127.0), x));
         let r = self.sub(self.max(self.splat(-127.0), x), n);
         let mut p = self.splat(1.546_144_5e-4);
-        for c in [1.340_042_8e-3, 9.618_056_6e-3, 5.550_327_2e-2, 2.402_265_1e-1, 6.931_472e-1, 1.0] {
+        for c in [0.001_340_042_8, 0.009_618_057, 0.055_503_27, 0.240_226_5, 6.931_472e-1, 1.0] {
             p = self.fma(p, r, self.splat(c));
         }
         self.mul(p, self.pow2(n))
@@ -104,7 +104,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         let r = self.fnma(n, self.splat(0.693_359_4), x);
         let r = self.fnma(n, self.splat(-2.121_944_4e-4), r);
         let mut p = self.splat(1.394_110_9e-3);
-        for c in [8.375_126_4e-3, 4.166_635_3e-2, 1.666_641_6e-1, 0.5, 1.0, 1.0] {
+        for c in [0.008_375_126, 0.041_666_35, 0.166_664_15, 0.5, 1.0, 1.0] {
             p = self.fma(p, r, self.splat(c));
         }
         // Two factors, since 2^n alone overflows or is denormal at the ends of the range.

@@ -6,6 +6,16 @@
 //!
 //! Almost all `unsafe` of the project lives in this crate. Each function is tested against a scalar `f64` reference over
 //! odd sizes and unaligned slices.
+//!
+//! ```
+//! use tallow_kernels::{activation, simd};
+//!
+//! let (gate, up) = ([1.0f32, -2.0, 0.0], [3.0f32, 1.0, 5.0]);
+//! let mut out = [0.0; 3];
+//! activation::swiglu(simd::level(), &gate, &up, &mut out);
+//! assert!((out[0] - 3.0 / (1.0 + (-1f32).exp())).abs() < 1e-6);
+//! assert_eq!(out[2], 0.0);
+//! ```
 
 pub mod activation;
 pub mod attention;

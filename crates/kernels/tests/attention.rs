@@ -1,4 +1,5 @@
 //! Attention kernels of every instruction set against a scalar f64 reference, forward and all gradients.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use half::bf16;
 use tallow_kernels::attention::{Heads, Inputs, Saved, Sizes, attention_backward, attention_forward};

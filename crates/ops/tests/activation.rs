@@ -1,4 +1,5 @@
 //! SiLU, SwiGLU, GELU, ReLU and the residual addition against the composed reference.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 mod support;
 

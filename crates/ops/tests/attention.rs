@@ -1,4 +1,5 @@
 //! `attention` and `KeyRanges` against the composed reference, finite differences and the invariants of packing.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 mod support;
 

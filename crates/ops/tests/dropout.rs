@@ -1,4 +1,5 @@
 //! `dropout`: the same mask forward and backward, a function of its key.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! `rms_norm` and `layer_norm` against the composed reference, for every way a weight can enter.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! `rope` against the composed reference and against what rotation is.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 mod support;
 
