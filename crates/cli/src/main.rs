@@ -17,7 +17,7 @@ use commands::{bench, completions, data, doctor, generate, plan, pretrain, quick
 #[command(name = "tallow", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     /// Threads to compute with (all cores unless told)
-    #[arg(long, global = true, env = "RAYON_NUM_THREADS", hide_env_values = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
 
     #[command(subcommand)]

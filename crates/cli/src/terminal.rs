@@ -44,8 +44,14 @@ impl Watcher {
         } else {
             Shown::Lines
         };
-        let watcher =
-            Self { recorder, shown, total: resolved.steps, eta: EtaEstimator::new(), last_step: Instant::now(), last_line: None };
+        let watcher = Self {
+            recorder,
+            shown,
+            total: resolved.steps,
+            eta: EtaEstimator::new(),
+            last_step: Instant::now(),
+            last_line: None,
+        };
         watcher.say(&format!(
             "{} parameters, {} steps of {} tokens, {} rows at once, about {} of memory",
             format_count(resolved.params),

@@ -87,7 +87,7 @@ fn next_logits(model: &dyn Decoder, device: &Device, ids: &[u32], cache: &mut Co
     let mut last = None;
     for chunk in ids.chunks(PROMPT_CHUNK) {
         let (held, t) = (cache.len(), chunk.len());
-        let ranges = KeyRanges::causal_window(1, t, held + t, model.shape().sliding_window)?;
+        let ranges = windowed(KeyRanges::causal(1, t, held + t)?, model)?;
         let positions = (held as u32..(held + t) as u32).collect();
         let mut cx = ForwardContext::whole(Arc::new(positions), Arc::new(ranges));
         cx.cache = Some(cache);
@@ -97,6 +97,14 @@ fn next_logits(model: &dyn Decoder, device: &Device, ids: &[u32], cache: &mut Co
     let x = last.ok_or(Error::Empty { needed: 1 })?;
     let logits = linear(&x.contiguous()?, model.head(), None)?.flatten_all()?;
     Ok(logits.to_dtype(DType::F32)?.to_vec1()?)
+}
+
+/// The model's sliding window applied to what a query sees.
+pub(crate) fn windowed(ranges: KeyRanges, model: &dyn Decoder) -> Result<KeyRanges> {
+    Ok(match model.shape().sliding_window {
+        Some(window) => ranges.with_window(window)?,
+        None => ranges,
+    })
 }
 
 /// Refuses ids that the model cannot take; returns the number of its positions.

@@ -1,12 +1,14 @@
 //! Log-probabilities of given ids.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use tallow_models::Decoder;
 use tallow_nn::ForwardContext;
-use tallow_ops::{logprobs_top, no_grad};
+use tallow_ops::{KeyRanges, logprobs_top, no_grad};
 
-use crate::generate::check;
+use crate::generate::{check, windowed};
 use crate::{Error, Result};
 
 /// How likely a model finds a text.
@@ -36,9 +38,7 @@ pub fn score(model: &dyn Decoder, device: &Device, ids: &[u32], top: usize) -> R
     let t = ids.len();
     no_grad(|| {
         let mut cx = ForwardContext::causal(1, t)?;
-        if let Some(window) = model.shape().sliding_window {
-            cx.ranges = std::sync::Arc::new(tallow_ops::KeyRanges::causal_window(1, t, t, Some(window))?);
-        }
+        cx.ranges = Arc::new(windowed(KeyRanges::causal(1, t, t)?, model)?);
         let x = model.hidden(&Tensor::from_slice(ids, (1, t), device)?, &mut cx)?.squeeze(0)?;
         // The last position predicts a token that is not there; any target does, its log-probability is dropped.
         let targets: Vec<u32> = ids[1..].iter().chain(&ids[..1]).copied().collect();

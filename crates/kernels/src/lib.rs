@@ -18,12 +18,18 @@
 //! ```
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
+pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
+pub mod embedding;
+pub mod gemm;
 pub mod lanes;
+pub mod memory;
 pub mod norm;
 pub mod peak;
+pub mod reduce;
 pub mod rng;
 pub mod rope;
 pub mod simd;

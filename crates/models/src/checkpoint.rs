@@ -110,11 +110,8 @@ impl Checkpoint {
 
     /// The stored name of a parameter, after checking that it is there in the right shape.
     fn locate(&self, spec: &ParamSpec) -> tallow_nn::Result<String> {
-        let wrong = |reason: String| tallow_nn::Error::Weights {
-            path: self.path.clone(),
-            tensor: spec.name.clone(),
-            reason,
-        };
+        let wrong =
+            |reason: String| tallow_nn::Error::Weights { path: self.path.clone(), tensor: spec.name.clone(), reason };
         let name = match self.naming {
             Naming::HuggingFace => Some(spec.name.clone()),
             Naming::HuggingFaceBare => Some(spec.name.strip_prefix("transformer.").unwrap_or(&spec.name).to_owned()),
@@ -129,7 +126,10 @@ impl Checkpoint {
             } else {
                 ""
             };
-            return Err(wrong(format!("is {:?} in the file but the configuration needs {expected:?}{hint}", info.shape)));
+            return Err(wrong(format!(
+                "is {:?} in the file but the configuration needs {expected:?}{hint}",
+                info.shape
+            )));
         }
         Ok(name)
     }

@@ -19,7 +19,7 @@ pub fn save_model(dir: &Path, config: &dyn ModelConfig, store: &ParamStore) -> R
     tallow_formats::write_json(&dir.join("config.json"), &hf)?;
     tallow_formats::write_json(&dir.join("generation_config.json"), &generation_config(&hf))?;
     let tensors = store.params().iter().map(|param| {
-        TensorData::from_fn(param.spec.name.clone(), param.spec.stored_shape(), move || Ok(stored(store, param)))
+        TensorData::from_fn(param.spec.name.clone(), param.spec.stored_shape(), move || stored(store, param))
     });
     write_sharded(dir, tensors.collect(), &[("format", "pt")])?;
     Ok(())

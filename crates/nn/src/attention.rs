@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use tallow_ops::{RopeLayout, RopeTable, attention, rope};
 
-use crate::{ForwardContext, Linear, Result};
+use crate::{ForwardContext, Result};
 
 /// Sizes of an attention layer.
 #[derive(Clone, Debug)]

@@ -7,6 +7,21 @@
 //! accumulated in f32 straight into a slice of a flat bucket), or an ordinary tracked candle tensor (its gradient goes
 //! on candle's tape). Beside each op stands a composed-candle implementation in [`reference`](mod@reference), which is
 //! what the op corpus compares with and what runs on backends without a kernel.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use tallow_ops::{Weight, rms_norm};
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let bucket = Tensor::zeros(3, DType::F32, &Device::Cpu)?;
+//! let weight = Weight::trainable(Tensor::ones(3, DType::F32, &Device::Cpu)?, bucket.clone())?;
+//! let x = Tensor::new(&[[2f32, 0.0, -2.0]], &Device::Cpu)?;
+//! rms_norm(&x, &weight, 0.0)?.sum_all()?.backward()?;
+//! // The gradient of the weight is in its slot: x / sqrt(8 / 3).
+//! assert!((bucket.to_vec1::<f32>()?[0] - 2.0 / (8f32 / 3.0).sqrt()).abs() < 1e-6);
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod activation;
@@ -27,4 +42,7 @@ pub use dropout::{DropoutKey, dropout};
 pub use elementwise::residual_add;
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{RopeLayout, RopeTable, rope};
+pub use tallow_kernels::rng::{fill_normal, fill_uniform, stream_of};
+mod interim;
+pub use interim::*;
 pub use weight::Weight;

@@ -137,6 +137,7 @@ pub fn gguf_tokenizer(file: &GgufFile) -> Result<Tokenizer> {
         add_eos: fields.add_eos,
         add_space_prefix: fields.add_space_prefix,
         chat_template: fields.chat_template,
+        ..GgufVocab::default()
     })?)
 }
 

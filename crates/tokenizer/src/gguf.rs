@@ -59,8 +59,9 @@ impl Tokenizer {
     ///
     /// Fails on a model or pre-tokenizer that is not known, on lists of unequal length, and on ids outside the
     /// vocabulary, naming the metadata key.
-    pub fn from_gguf(vocab: GgufVocab) -> Result<Self> {
+    pub fn from_gguf(mut vocab: GgufVocab) -> Result<Self> {
         vocab.check()?;
+        vocab.assume_ids()?;
         let json = match vocab.model.as_str() {
             "gpt2" => vocab.byte_level()?,
             "llama" => vocab.pieces(PieceModel::Bpe)?,
@@ -108,6 +109,30 @@ impl GgufVocab {
             Some(token) => Err(fail(format!("tokenizer.ggml.tokens holds {token:?} twice"))),
             None => Ok(()),
         }
+    }
+
+    /// llama.cpp's assumptions for ids that a file leaves out, where the token there is fit for the role.
+    fn assume_ids(&mut self) -> Result<()> {
+        let (bos, eos, unk) = match self.model.as_str() {
+            "llama" => (Some(1), Some(2), Some(0)),
+            "t5" => (None, Some(1), Some(2)),
+            "bert" => {
+                let place = |name: &str| self.tokens.iter().position(|t| t == name).map(|id| id as u32);
+                (place("[CLS]"), place("[SEP]"), place("[UNK]"))
+            }
+            _ => return Ok(()),
+        };
+        let fit = |id: Option<u32>, kinds: &[PieceType]| -> Result<Option<u32>> {
+            let Some(id) = id.filter(|&id| (id as usize) < self.tokens.len()) else { return Ok(None) };
+            Ok(kinds.contains(&self.kind(id as usize)?).then_some(id))
+        };
+        let bos = fit(bos, &[PieceType::Control])?;
+        let eos = fit(eos, &[PieceType::Control])?;
+        let unk = fit(unk, &[PieceType::Unknown, PieceType::Control])?;
+        self.bos = self.bos.or(bos);
+        self.eos = self.eos.or(eos);
+        self.unk = self.unk.or(unk);
+        Ok(())
     }
 
     fn kind(&self, id: usize) -> Result<PieceType> {
@@ -221,7 +246,7 @@ impl GgufVocab {
                 Some(word) => word.to_string(),
                 None => format!("##{token}"),
             };
-            if Some(id as u32) == self.unk || (self.unk.is_none() && token == "[UNK]") {
+            if Some(id as u32) == self.unk {
                 unk = Some(written.clone());
             }
             if vocab.insert(written.clone(), json!(id)).is_some() {

@@ -63,6 +63,10 @@ fn llama_cpp_vocabularies() {
                 continue;
             }
         };
+        if name == "bert-bge" {
+            let framed = tokenizer.encode("a", true).unwrap();
+            assert_eq!((framed[0], framed[2]), (101, 102), "[CLS] and [SEP] are assumed as llama.cpp does");
+        }
         let cases = cases(file);
         let mut failed = 0;
         for (text, expected) in &cases {

@@ -173,13 +173,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// If a file does not hold what this run needs, or was made from other data.
-    pub fn restore(
-        &self,
-        path: &Path,
-        store: &ParamStore,
-        optimizer: &AdamW,
-        loader: &Loader,
-    ) -> Result<TrainState> {
+    pub fn restore(&self, path: &Path, store: &ParamStore, optimizer: &AdamW, loader: &Loader) -> Result<TrainState> {
         let text = std::fs::read_to_string(path.join(STATE)).map_err(|e| Error::io(path.join(STATE), e))?;
         let wrong = |reason: String| Error::Checkpoint { path: path.to_path_buf(), reason };
         let state: TrainState = serde_json::from_str(&text).map_err(|e| wrong(format!("{STATE}: {e}")))?;
@@ -227,7 +221,7 @@ fn moment_tensors<'a>(store: &'a ParamStore, optimizer: &'a AdamW) -> Vec<Tensor
         for (kind, flat) in [("m", m), ("v", v)] {
             let (name, len) = (format!("{kind}.{}", param.spec.name), param.spec.num_elements());
             tensors.push(TensorData::from_fn(name, param.spec.shape.clone(), move || {
-                Ok(flat.narrow(0, param.offset, len)?.to_vec1::<f32>()?)
+                Ok::<_, candle_core::Error>(flat.narrow(0, param.offset, len)?.to_vec1::<f32>()?)
             }));
         }
     }

@@ -36,14 +36,7 @@ pub struct OptimizerConfig {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self {
-            kind: OptimizerKind::Adamw,
-            lr: 1e-3,
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.1,
-            grad_clip: 1.0,
-        }
+        Self { kind: OptimizerKind::Adamw, lr: 1e-3, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 }
     }
 }
 
@@ -85,13 +78,6 @@ struct Moments {
 pub struct AdamW {
     config: OptimizerConfig,
     moments: Vec<Option<Moments>>,
-}
-
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepOutcome {
-    /// Global L2 norm of the gradient before clipping.
-    pub grad_norm: f64,
 }
 
 impl AdamW {

@@ -61,9 +61,7 @@ impl Resolved {
             return Err(Error::config("objective.z_loss", run.objective.z_loss, "must be 0 or positive, e.g. 1e-4"));
         }
         let steps = steps(&run, facts.rows_per_epoch)?;
-        run.schedule
-            .validate(steps)
-            .map_err(|e| Error::config(&format!("schedule.{}", e.key), e.value, e.reason))?;
+        run.schedule.validate(steps).map_err(|e| Error::config(&format!("schedule.{}", e.key), e.value, e.reason))?;
         run.anomaly.validate().map_err(|e| Error::config(&format!("anomaly.{}", e.key), e.value, e.reason))?;
         let warmup_steps = run.schedule.warmup(steps);
         run.schedule.warmup_steps = Some(warmup_steps);

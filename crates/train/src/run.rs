@@ -9,7 +9,7 @@ use tallow_nn::{Fill, ParamSpec, RandomInit, plan_params};
 use tallow_tokenizer::Tokenizer;
 
 use crate::checkpoint::Checkpoints;
-use crate::config::{RunConfig, TrainDtype};
+use crate::config::RunConfig;
 use crate::evaluate::Validation;
 use crate::resolve::{Facts, Resolved};
 use crate::trainer::Trainer;
@@ -256,12 +256,4 @@ fn model_value(config: &RunConfig, base: &Path, from: Option<&From>, vocab: &Voc
         keys.entry(positions).or_insert(Value::from(config.data.context_length));
     }
     Ok(Value::Object(keys))
-}
-
-/// Elements of the compute dtype, for messages.
-pub fn dtype_name(dtype: TrainDtype) -> &'static str {
-    match dtype {
-        TrainDtype::F32 => "f32",
-        TrainDtype::Bf16 => "bf16",
-    }
 }

@@ -89,19 +89,7 @@ impl Trainer {
         let anomaly = AnomalyDetector::new(resolved.run.anomaly.clone());
         let state = TrainState::new(&loader);
         let started = Instant::now();
-        Ok(Self {
-            resolved,
-            store,
-            model,
-            optimizer,
-            loader,
-            validation,
-            checkpoints,
-            anomaly,
-            state,
-            device,
-            started,
-        })
+        Ok(Self { resolved, store, model, optimizer, loader, validation, checkpoints, anomaly, state, device, started })
     }
 
     /// The parameters.

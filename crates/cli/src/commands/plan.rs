@@ -88,7 +88,9 @@ pub fn run(args: PlanArgs) -> anyhow::Result<()> {
         peak / 1e9
     );
     if available.is_some_and(|bytes| bytes < memory.total()) {
-        println!("This does not fit. Smaller train.micro_batch_size or activation_checkpointing = \"blocks\" need less.");
+        println!(
+            "This does not fit. Smaller train.micro_batch_size or activation_checkpointing = \"blocks\" need less."
+        );
     }
     Ok(())
 }

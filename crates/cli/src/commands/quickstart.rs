@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 use tallow::open::{Dtype, open};
-use tallow_data::{PrepareOptions, prepare};
+use tallow_data::{PrepareOptions, ReadOptions, documents, prepare};
 use tallow_engine::{GenerateOptions, generate};
 use tallow_sampler::SamplerOptions;
 use tallow_tokenizer::{Tokenizer, TokenizerKind, TrainOptions, train};
@@ -61,14 +61,14 @@ pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
 
     eprintln!("1/4 training a tokenizer");
     let tokenizer_path = out.join("tokenizer.json");
-    let options = TrainOptions {
-        kind: TokenizerKind::Bpe,
-        vocab_size: 4096,
-        pre: "gpt-2".parse()?,
-        special_tokens: vec!["<|endoftext|>".into()],
-        ..TrainOptions::default()
-    };
-    let tokenizer = train(&input, &options, &mut |_| ())?;
+    let options = TrainOptions { kind: TokenizerKind::Bpe, vocab_size: 4096, ..TrainOptions::default() };
+    let mut failure = None;
+    let documents = documents(&input, ReadOptions::default())?;
+    let texts = documents.map_while(|document| document.map(|d| d.text).map_err(|e| failure = Some(e)).ok());
+    let tokenizer = train(texts, &options, |_| ())?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
     tokenizer.save(&tokenizer_path)?;
 
     eprintln!("2/4 preparing data");
@@ -109,8 +109,7 @@ fn write_samples(model: &Path, out: &Path) -> anyhow::Result<()> {
     let tokenizer: &Tokenizer = model.tokenizer()?;
     let mut samples = String::new();
     for (seed, prompt) in PROMPTS.iter().enumerate() {
-        let sampler =
-            SamplerOptions { temperature: 0.7, top_p: 0.9, seed: seed as u64, ..SamplerOptions::default() };
+        let sampler = SamplerOptions { temperature: 0.7, top_p: 0.9, seed: seed as u64, ..SamplerOptions::default() };
         let options = GenerateOptions { max_tokens: 60, sampler, stop_ids: model.stop_ids() };
         let ids = tokenizer.encode(prompt, true)?;
         let written = generate(model.decoder(), model.device(), &ids, &options, &mut |_| true)?;

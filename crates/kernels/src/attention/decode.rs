@@ -6,8 +6,8 @@ use crate::lanes::{Element, simd_fn};
 use crate::simd::Level;
 
 use super::forward::finish_row;
-use super::pack::{Head, pack_row, with_scratch};
-use super::{Inputs, SharedRows, Sizes};
+use super::pack::{Head, pack_rows, with_scratch};
+use super::{Heads, Inputs, SharedRows, Sizes};
 
 /// Query rows of a group that this path takes.
 pub(super) const MAX_ROWS: usize = 8;
@@ -63,53 +63,70 @@ fn merge<'a>(parts: impl Iterator<Item = &'a Part>, d: usize) -> Part {
 fn split_task<T: Element>(level: Level, inputs: &Inputs<'_, T>, head: Head, keys: (usize, usize)) -> Vec<Part> {
     let Sizes { tq, d, .. } = inputs.sizes;
     let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
-    with_scratch([padded, SPLIT], |[q, logits]| {
-        (0..group * tq)
-            .map(|row| {
-                let (ih, t) = (head.h * group + row / tq, row % tq);
-                let (lo, hi) = inputs.span(head.b, t, keys.0, keys.1);
-                let mut part = Part { peak: f32::NEG_INFINITY, total: 0.0, o: vec![0.0; d] };
-                if lo == hi {
-                    return part;
-                }
-                pack_row(level, inputs.q.row(head.b, t, ih), inputs.scale * std::f32::consts::LOG2_E, q);
-                let logits = &mut logits[..hi - lo];
-                for (logit, j) in logits.iter_mut().zip(keys.0 + lo..) {
-                    *logit = dot(level, q, inputs.k.row(head.b, j, head.h));
-                }
-                (part.peak, part.total) = exponentials(level, logits);
-                for (weight, j) in logits.iter().zip(keys.0 + lo..) {
-                    add_scaled(level, *weight, inputs.v.row(head.b, j, head.h), &mut part.o);
-                }
-                part
-            })
-            .collect()
+    let rows = group * tq;
+    with_scratch([rows * padded, rows * SPLIT], |[q, logits]| {
+        let mut spans = [(0, 0); MAX_ROWS];
+        for (row, (span, q)) in spans.iter_mut().zip(q.chunks_exact_mut(padded)).enumerate() {
+            let (i, t) = (row / tq, row % tq);
+            *span = inputs.span(head.b, t, keys.0, keys.1);
+            let head = Head { b: head.b, h: head.h * group + i };
+            pack_rows(level, &inputs.q, head, (t, t + 1), inputs.scale * std::f32::consts::LOG2_E, q, padded);
+        }
+        let spans = &spans[..rows];
+        all_logits(level, &inputs.k, head, keys, spans, q, padded, logits);
+        let parts = spans.iter().zip(logits.chunks_exact_mut(SPLIT)).map(|(&(lo, hi), logits)| {
+            let mut part = Part { peak: f32::NEG_INFINITY, total: 0.0, o: vec![0.0; d] };
+            if lo < hi {
+                (part.peak, part.total) = exponentials(level, &mut logits[lo..hi]);
+                weighted_sum(level, &inputs.v, head, keys.0 + lo, &logits[lo..hi], &mut part.o);
+            }
+            part
+        });
+        parts.collect()
     })
 }
 
+/// Keys that all rows meet before the next ones are read.
+const BLOCK: usize = 16;
+
 simd_fn! {
-    fn dot[T: Element](s, q: &[f32], k: &[T]) -> f32 {
-        let mut sum = s.splat(0.0);
-        let mut i = 0;
-        while i + S::LANES <= k.len() {
-            sum = s.fma(s.load(&q[i..]), T::load(s, &k[i..]), sum);
-            i += S::LANES;
+    /// `logits[row * SPLIT + j] = q[row] . k[keys.0 + j]` for `j` in the span of the row.
+    fn all_logits[T: Element](
+        s, k: &Heads<'_, T>, head: Head, keys: (usize, usize), spans: &[(usize, usize)], q: &[f32], padded: usize,
+        logits: &mut [f32],
+    ) {
+        for first in (0..keys.1 - keys.0).step_by(BLOCK) {
+            for ((q, logits), span) in q.chunks_exact(padded).zip(logits.chunks_exact_mut(SPLIT)).zip(spans) {
+                for j in first.max(span.0)..(first + BLOCK).min(span.1) {
+                    let k = k.row(head.b, keys.0 + j, head.h);
+                    let mut sum = s.splat(0.0);
+                    let whole = k.len() / S::LANES * S::LANES;
+                    let (body, rest) = k.split_at(whole);
+                    for (k, q) in body.chunks_exact(S::LANES).zip(q.chunks_exact(S::LANES)) {
+                        sum = s.fma(s.load(q), T::load(s, k), sum);
+                    }
+                    if !rest.is_empty() {
+                        sum = s.fma(s.load(&q[whole..]), T::load_part(s, rest), sum);
+                    }
+                    logits[j] = s.sum(sum);
+                }
+            }
         }
-        if i < k.len() {
-            sum = s.fma(s.load(&q[i..]), T::load_part(s, &k[i..]), sum);
-        }
-        s.sum(sum)
     }
 }
 
 simd_fn! {
     /// Replaces logits (base 2) by exponentials; returns their maximum and sum.
     fn exponentials(s, logits: &mut [f32]) -> (f32, f32) {
-        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let m = s.splat(most);
-        let mut sum = s.splat(0.0);
         let whole = logits.len() / S::LANES * S::LANES;
         let (body, rest) = logits.split_at_mut(whole);
+        let mut most = s.splat(f32::NEG_INFINITY);
+        for v in body.chunks_exact(S::LANES) {
+            most = s.max(s.load(v), most);
+        }
+        let most = rest.iter().copied().fold(s.max_lane(most), f32::max);
+        let m = s.splat(most);
+        let mut sum = s.splat(0.0);
         for v in body.chunks_exact_mut(S::LANES) {
             let e = s.exp2(s.sub(s.load(v), m));
             sum = s.add(sum, e);
@@ -126,14 +143,34 @@ simd_fn! {
 }
 
 simd_fn! {
-    fn add_scaled[T: Element](s, weight: f32, v: &[T], o: &mut [f32]) {
-        let w = s.splat(weight);
-        let mut i = 0;
-        while i < o.len() {
-            let end = (i + S::LANES).min(o.len());
-            let sum = s.fma(w, T::load_part(s, &v[i..end]), f32::load_part(s, &o[i..end]));
-            f32::store_part(s, sum, &mut o[i..end]);
-            i = end;
+    /// `o = sum of weights[j] * v[first + j]`, up to 4 vectors of channels at a time in registers.
+    fn weighted_sum[T: Element](s, v: &Heads<'_, T>, head: Head, first: usize, weights: &[f32], o: &mut [f32]) {
+        let mut channel = 0;
+        while channel < o.len() {
+            let left = o.len() - channel;
+            if left >= 4 * S::LANES {
+                let mut sums = [s.splat(0.0); 4];
+                for (j, weight) in weights.iter().enumerate() {
+                    let v = &v.row(head.b, first + j, head.h)[channel..channel + 4 * S::LANES];
+                    let weight = s.splat(*weight);
+                    for (sum, v) in sums.iter_mut().zip(v.chunks_exact(S::LANES)) {
+                        *sum = s.fma(weight, T::load(s, v), *sum);
+                    }
+                }
+                for (sum, o) in sums.into_iter().zip(o[channel..].chunks_exact_mut(S::LANES)) {
+                    s.store(sum, o);
+                }
+                channel += 4 * S::LANES;
+            } else {
+                let end = channel + left.min(S::LANES);
+                let mut sum = s.splat(0.0);
+                for (j, weight) in weights.iter().enumerate() {
+                    let v = &v.row(head.b, first + j, head.h)[channel..end];
+                    sum = s.fma(s.splat(*weight), T::load_part(s, v), sum);
+                }
+                f32::store_part(s, sum, &mut o[channel..end]);
+                channel = end;
+            }
         }
     }
 }

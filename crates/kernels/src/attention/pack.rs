@@ -38,29 +38,6 @@ pub(super) fn with_scratch<const N: usize, R>(lens: [usize; N], f: impl FnOnce([
 }
 
 simd_fn! {
-    /// `dst[..d] = factor * src`, zeros to the end of `dst`. True if all values are finite.
-    pub(super) fn pack_row[T: Element](s, src: &[T], factor: f32, dst: &mut [f32]) -> bool {
-        let (factor, zero) = (s.splat(factor), s.splat(0.0));
-        // Infinity and NaN times zero are NaN, and stay it.
-        let mut probe = zero;
-        let mut i = 0;
-        while i + S::LANES <= src.len() {
-            let v = s.mul(T::load(s, &src[i..]), factor);
-            probe = s.fma(v, zero, probe);
-            s.store(v, &mut dst[i..]);
-            i += S::LANES;
-        }
-        if i < src.len() {
-            let v = s.mul(T::load_part(s, &src[i..]), factor);
-            probe = s.fma(v, zero, probe);
-            f32::store_part(s, v, &mut dst[i..src.len()]);
-        }
-        dst[src.len()..].fill(0.0);
-        s.sum(probe) == 0.0
-    }
-}
-
-simd_fn! {
     /// `dst = factor * src` for as many values as `dst` has.
     pub(super) fn unpack_row[T: Element](s, src: &[f32], factor: f32, dst: &mut [T]) {
         let factor = s.splat(factor);

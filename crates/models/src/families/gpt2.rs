@@ -17,10 +17,26 @@ use crate::decoder::check_positions;
 use crate::{Decoder, EosTokenId, Error, ModelConfig, ParsedConfig, Shape};
 
 pub(crate) const KEYS: &[&str] = &[
-    "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "resid_pdrop",
-    "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range", "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings", "bos_token_id",
-    "eos_token_id", "pad_token_id", "add_cross_attention",
+    "vocab_size",
+    "n_positions",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_inner",
+    "activation_function",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "layer_norm_epsilon",
+    "initializer_range",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "add_cross_attention",
 ];
 
 /// Configuration of a GPT-2, with Hugging Face's keys. Dropout is off unless the file asks for it.
@@ -250,17 +266,17 @@ impl Block {
         // Projections that end on the residual stream start smaller, so that its variance does not grow with depth.
         let onto_residual = config.initializer_range / (2.0 * num_layers as f64).sqrt();
         let (attn, mlp) = (b.at("attn"), b.at("mlp"));
-        let smaller = |b: &Build| b.init_std(onto_residual as f32);
+        let (attn_out, mlp_out) = (attn.init_std(onto_residual as f32), mlp.init_std(onto_residual as f32));
         let attention = AttentionConfig { num_heads, num_kv_heads, head_dim, scale: config.scale(layer) };
         Ok(Self {
             ln_1: b.layer_norm("ln_1", c, config.layer_norm_epsilon)?,
             c_attn: attn.linear("c_attn", Role::Qkv, c, 3 * c, true)?,
             attention: Attention { config: attention, rope: None, layer },
-            c_proj: smaller(&attn).linear("c_proj", Role::AttnOut, c, c, true)?,
+            c_proj: attn_out.linear("c_proj", Role::AttnOut, c, c, true)?,
             ln_2: b.layer_norm("ln_2", c, config.layer_norm_epsilon)?,
             mlp: Mlp {
                 up: mlp.linear("c_fc", Role::MlpIn, c, intermediate_size, true)?,
-                down: smaller(&mlp).linear("c_proj", Role::MlpOut, intermediate_size, c, true)?,
+                down: mlp_out.linear("c_proj", Role::MlpOut, intermediate_size, c, true)?,
                 activation: config.activation_function,
             },
             resid_pdrop: config.resid_pdrop,

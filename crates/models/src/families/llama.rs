@@ -17,10 +17,29 @@ use crate::decoder::check_positions;
 use crate::{Decoder, EosTokenId, Error, ModelConfig, ParsedConfig, Shape};
 
 pub(crate) const KEYS: &[&str] = &[
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-    "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "attention_bias", "mlp_bias",
-    "attention_dropout", "sliding_window", "bos_token_id", "eos_token_id", "pad_token_id", "residual_dropout",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "attention_dropout",
+    "sliding_window",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "residual_dropout",
 ];
 
 /// Configuration of a Llama-like decoder, with Hugging Face's keys and defaults.
@@ -224,7 +243,8 @@ impl ModelConfig for LlamaConfig {
 
     fn check_training(&self) -> crate::Result<()> {
         if self.attention_dropout != 0.0 {
-            let reason = "cannot be trained with: dropout on attention weights has no kernel; set 0 and use residual_dropout";
+            let reason =
+                "cannot be trained with: dropout on attention weights has no kernel; set 0 and use residual_dropout";
             return Err(Error::config("attention_dropout", reason));
         }
         Ok(())

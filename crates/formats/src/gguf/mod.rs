@@ -1,0 +1,13 @@
+//! GGUF files, versions 2 and 3.
+
+pub(crate) mod dequantize;
+mod file;
+mod read;
+mod tokenizer;
+mod types;
+mod value;
+
+pub use file::GgufFile;
+pub use tokenizer::TokenizerFields;
+pub use types::GgmlType;
+pub use value::GgufValue;

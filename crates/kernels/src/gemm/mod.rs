@@ -1,0 +1,145 @@
+//! Matrix products: the three that a linear layer needs, in f32 and bf16, threaded.
+//!
+//! f32 goes through the `gemm` crate, which reaches the machine's AVX-512 or AVX2 rate. bf16 has no library to go to: with
+//! AVX512-BF16 it runs on the instruction that multiplies pairs and adds in f32 ([`mod@bf16_native`]), elsewhere operands are
+//! widened and go the f32 way. Sums are f32 always.
+
+mod bf16_native;
+mod widened;
+
+use half::bf16;
+
+use crate::lanes::Element;
+
+/// Products of up to this many multiply-adds are not worth a second thread.
+const SERIAL: usize = 1 << 16;
+
+/// A dtype with matrix products. All matrices are row-major and contiguous; the slices have exactly their sizes.
+pub trait Gemm: Element {
+    /// `c [m, n] = a [m, k] b^T`, `b [n, k]`: the forward of a linear layer.
+    fn nt(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [Self]);
+
+    /// As [`nt`](Self::nt) with an f32 result: logits.
+    fn nt_f32(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [f32]);
+
+    /// `c [m, n] = a [m, k] b [k, n]`: the gradient of a linear layer's input.
+    fn nn(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [Self]);
+
+    /// `c [m, n] += a^T b`, `a [k, m]`, `b [k, n]`, `c` f32: the gradient of a linear layer's weight.
+    fn tn_add(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [f32]);
+}
+
+/// A strided view of an operand: element `(i, j)` at `i * rows + j * cols`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strides {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+/// `c = beta * c + a b` over strided f32 operands, `beta` 0 or 1.
+fn f32_gemm(
+    (m, n, k): (usize, usize, usize),
+    (a, sa): (&[f32], Strides),
+    (b, sb): (&[f32], Strides),
+    c: &mut [f32],
+    add: bool,
+) {
+    assert!(a.len() >= m * k && b.len() >= k * n && c.len() >= m * n, "matrix product: a slice is too short");
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        if !add {
+            c[..m * n].fill(0.0);
+        }
+        return;
+    }
+    let parallelism = if m * n * k <= SERIAL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
+    // SAFETY: the slices hold m * k, k * n and m * n elements (asserted), the strides address within them, `c` is borrowed
+    // for writing and does not overlap the others, and no operand is empty.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            n as isize,
+            add,
+            a.as_ptr(),
+            sa.cols as isize,
+            sa.rows as isize,
+            b.as_ptr(),
+            sb.cols as isize,
+            sb.rows as isize,
+            if add { 1.0 } else { 0.0 },
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// Strides of a row-major matrix with `cols` columns, as it is.
+pub(crate) fn plain(cols: usize) -> Strides {
+    Strides { rows: cols, cols: 1 }
+}
+
+/// Strides that read a row-major matrix with `cols` columns transposed.
+pub(crate) fn turned(cols: usize) -> Strides {
+    Strides { rows: 1, cols }
+}
+
+impl Gemm for f32 {
+    fn nt(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+        f32_gemm((m, n, k), (a, plain(k)), (b, turned(k)), c, false);
+    }
+
+    fn nt_f32(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+        Self::nt(m, n, k, a, b, c);
+    }
+
+    fn nn(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+        f32_gemm((m, n, k), (a, plain(k)), (b, plain(n)), c, false);
+    }
+
+    fn tn_add(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+        f32_gemm((m, n, k), (a, turned(m)), (b, plain(n)), c, true);
+    }
+}
+
+impl Gemm for bf16 {
+    fn nt(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [bf16]) {
+        product((m, n, k), (a, plain(k)), (b, turned(k)), Out::Bf16(c));
+    }
+
+    fn nt_f32(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [f32]) {
+        product((m, n, k), (a, plain(k)), (b, turned(k)), Out::F32(c, false));
+    }
+
+    fn nn(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [bf16]) {
+        product((m, n, k), (a, plain(k)), (b, plain(n)), Out::Bf16(c));
+    }
+
+    fn tn_add(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [f32]) {
+        product((m, n, k), (a, turned(m)), (b, plain(n)), Out::F32(c, true));
+    }
+}
+
+/// Where a bf16 product goes.
+pub(crate) enum Out<'a> {
+    /// Rounded.
+    Bf16(&'a mut [bf16]),
+    /// f32; added to what is there if `true`.
+    F32(&'a mut [f32], bool),
+}
+
+fn product(dims: (usize, usize, usize), a: (&[bf16], Strides), b: (&[bf16], Strides), out: Out) {
+    if bf16_native::available() {
+        bf16_native::product(dims, a, b, out);
+    } else {
+        widened::product(dims, a, b, out);
+    }
+}

@@ -1,0 +1,87 @@
+//! Sums and casts over flat slices.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::lanes::simd_fn;
+use crate::simd::Level;
+
+/// Elements of a block: sums are taken a block at a time and added in order, whatever the threads.
+const BLOCK: usize = 16 * 1024;
+
+simd_fn! {
+    fn block_squares(s, x: &[f32]) -> f32 {
+        let mut sums = [s.splat(0.0); 4];
+        let mut rest = x;
+        while rest.len() >= 4 * S::LANES {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let v = s.load(&rest[i * S::LANES..]);
+                *sum = s.fma(v, v, *sum);
+            }
+            rest = &rest[4 * S::LANES..];
+        }
+        let vector = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
+        s.sum(vector) + rest.iter().map(|x| x * x).sum::<f32>()
+    }
+}
+
+simd_fn! {
+    /// Rounds to bf16, to nearest even.
+    pub(crate) fn round_chunk(s, from: &[f32], to: &mut [bf16]) {
+        let (mut from, mut to) = (from, to);
+        while to.len() >= S::LANES {
+            s.store_bf16(s.load(from), to);
+            from = &from[S::LANES..];
+            to = &mut to[S::LANES..];
+        }
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = bf16::from_f32(*from);
+        }
+    }
+}
+
+/// Sum of the squares of `x`, blocks in f32 and their total in f64. Independent of the number of threads.
+pub fn sum_of_squares(level: Level, x: &[f32]) -> f64 {
+    let blocks: Vec<f32> = x.par_chunks(BLOCK).map(|block| block_squares(level, block)).collect();
+    blocks.iter().map(|&sum| f64::from(sum)).sum()
+}
+
+/// `to = from`, rounded to nearest even.
+pub fn round_to_bf16(level: Level, from: &[f32], to: &mut [bf16]) {
+    assert_eq!(from.len(), to.len(), "rounding: slices of different lengths");
+    to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| round_chunk(level, from, to));
+}
+
+/// Sets everything to zero.
+pub fn fill_zero(x: &mut [f32]) {
+    x.par_chunks_mut(BLOCK).for_each(|x| x.fill(0.0));
+}
+
+/// `sums[j] += sum over i of x[i, j]` for rows of `sums.len()`.
+pub fn add_rows<T: crate::lanes::Element>(x: &[T], sums: &mut [f32]) {
+    let c = sums.len();
+    let span = c.div_ceil(rayon::current_num_threads()).next_multiple_of(16);
+    sums.par_chunks_mut(span).enumerate().for_each(|(part, sums)| {
+        for row in x.chunks_exact(c) {
+            let row = &row[part * span..][..sums.len()];
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.to_f32());
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn squares_match_f64_at_odd_lengths() {
+        for n in [0, 1, 15, 63, 64, 65, 40_001] {
+            let x: Vec<f32> = (0..n).map(|i| ((i * 31 % 17) as f32 - 8.0) / 3.0).collect();
+            let exact: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
+                let error = (sum_of_squares(level, &x) - exact).abs();
+                assert!(error <= 1e-5 * exact.max(1.0), "{n} {level:?} {error}");
+            }
+        }
+    }
+}
