@@ -1,5 +1,6 @@
 //! Softmax cross-entropy over rows of logits, f32, in place.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::lanes::{Element, simd_fn};
@@ -66,29 +67,60 @@ pub fn row_losses(level: Level, logits: &[f32], v: usize, targets: &[u32], ignor
     });
 }
 
-/// Turns `logits [n, v]` into the gradient of `scale * sum(lse - logit[target] + z * lse^2)`:
-/// `scale * ((1 + 2 z lse) softmax - onehot)`, rounded to `T`; zero rows where the target is `ignore`.
-#[allow(clippy::too_many_arguments)]
-pub fn row_gradients<T: Element>(
-    level: Level,
-    logits: &mut [f32],
-    v: usize,
-    targets: &[u32],
-    ignore: u32,
-    losses: &[RowLoss],
-    (scale, z): (f32, f32),
-    out: &mut [T],
-) {
-    let rows = logits.par_chunks_exact_mut(v).zip(out.par_chunks_exact_mut(v)).zip(targets).zip(losses);
-    rows.for_each(|(((row, out), &target), loss)| {
-        if target == ignore {
-            row.fill(0.0);
-        } else {
-            softmax_row(level, row, loss.lse, scale * (1.0 + 2.0 * z * loss.lse));
-            row[target as usize] -= scale;
+/// Rows whose losses are known, and what their gradient is to be.
+pub struct Rows<'a> {
+    /// Instruction set.
+    pub level: Level,
+    /// Logits of a row.
+    pub v: usize,
+    /// Target of each row.
+    pub targets: &'a [u32],
+    /// Rows with this target have a zero gradient.
+    pub ignore: u32,
+    /// From [`row_losses`].
+    pub losses: &'a [RowLoss],
+    /// Scale of the loss, and `z`.
+    pub factors: (f32, f32),
+}
+
+impl Rows<'_> {
+    /// `logits = scale * ((1 + 2 z lse) softmax(logits) - onehot(target))` for one row, zero if it is ignored.
+    fn gradient(&self, row: &mut [f32], target: u32, loss: &RowLoss) {
+        let (scale, z) = self.factors;
+        if target == self.ignore {
+            return row.fill(0.0);
         }
-        out.iter_mut().zip(row).for_each(|(o, x)| *o = T::from_f32(*x));
-    });
+        softmax_row(self.level, row, loss.lse, scale * (1.0 + 2.0 * z * loss.lse));
+        row[target as usize] -= scale;
+    }
+}
+
+/// A dtype in which the gradient of logits is handed on.
+pub trait LogitGradients: Element {
+    /// Turns `logits [n, v]` into the gradient of `scale * sum(lse - logit[target] + z * lse^2)`, rounded to this dtype.
+    /// `rounded` is where it goes if it cannot stay in place.
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<Self>) -> &'a [Self];
+}
+
+impl LogitGradients for f32 {
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
+        let each = logits.par_chunks_exact_mut(rows.v).zip(rows.targets).zip(rows.losses);
+        each.for_each(|((row, &target), loss)| rows.gradient(row, target, loss));
+        logits
+    }
+}
+
+impl LogitGradients for bf16 {
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<bf16>) -> &'a [bf16] {
+        rounded.resize(logits.len(), bf16::ZERO);
+        let out = rounded.par_chunks_exact_mut(rows.v);
+        let each = logits.par_chunks_exact_mut(rows.v).zip(out).zip(rows.targets).zip(rows.losses);
+        each.for_each(|(((row, out), &target), loss)| {
+            rows.gradient(row, target, loss);
+            crate::reduce::round_chunk(rows.level, row, out);
+        });
+        rounded
+    }
 }
 
 /// Log-sum-exp of each row of `logits [n, v]`.
@@ -116,8 +148,13 @@ mod tests {
                     let mut losses = [RowLoss::default(); 3];
                     row_losses(level, &logits, v, &targets, u32::MAX, &mut losses);
                     let before = logits.clone();
-                    let mut grads = vec![0f32; 3 * v];
-                    row_gradients(level, &mut logits, v, &targets, u32::MAX, &losses, (0.5, 0.25), &mut grads);
+                    let factors = (0.5, 0.25);
+                    let rows = Rows { level, v, targets: &targets, ignore: u32::MAX, losses: &losses, factors };
+                    let mut rounded = vec![];
+                    let rounded: Vec<bf16> = bf16::logit_gradients(&rows, &mut logits.clone(), &mut rounded).to_vec();
+                    let mut unused = vec![];
+                    let grads = f32::logit_gradients(&rows, &mut logits, &mut unused);
+                    assert!(grads.iter().zip(&rounded).all(|(g, r)| bf16::from_f32(*g) == *r));
                     for (r, &target) in targets.iter().enumerate() {
                         let row = &before[r * v..][..v];
                         if target == u32::MAX {

@@ -57,6 +57,13 @@ pub fn fill_zero(x: &mut [f32]) {
     x.par_chunks_mut(BLOCK).for_each(|x| x.fill(0.0));
 }
 
+/// `x[i, j] += row[j]` for rows of `row.len()`, added in f32 and rounded once.
+pub fn add_to_rows<T: crate::lanes::Element>(row: &[T], x: &mut [T]) {
+    x.par_chunks_exact_mut(row.len()).for_each(|x| {
+        x.iter_mut().zip(row).for_each(|(x, r)| *x = T::from_f32(x.to_f32() + r.to_f32()));
+    });
+}
+
 /// `sums[j] += sum over i of x[i, j]` for rows of `sums.len()`.
 pub fn add_rows<T: crate::lanes::Element>(x: &[T], sums: &mut [f32]) {
     let c = sums.len();

@@ -13,17 +13,52 @@ pub enum Level {
     Avx512,
 }
 
-/// The best level of this CPU, or a lower one named by the environment variable `TALLOW_SIMD` (`scalar`, `avx2`, `avx512`).
+/// `TALLOW_SIMD` holds what is not a level, or one that this CPU lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownLevel {
+    /// What it holds.
+    pub value: String,
+    /// The best level of this CPU.
+    pub best: Level,
+}
+
+impl std::error::Error for UnknownLevel {}
+
+impl std::fmt::Display for UnknownLevel {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { value, best } = self;
+        write!(f, "TALLOW_SIMD = {value:?}: expected scalar, avx2 or avx512; the best of this CPU is {best:?}")
+    }
+}
+
+impl Level {
+    fn parse(value: &str, best: Level) -> Result<Level, UnknownLevel> {
+        let level = match value {
+            "" => Some(best),
+            "scalar" => Some(Level::Scalar),
+            "avx2" => Some(Level::Avx2),
+            "avx512" => Some(Level::Avx512),
+            _ => None,
+        };
+        level.filter(|level| *level <= best).ok_or_else(|| UnknownLevel { value: value.into(), best })
+    }
+}
+
+/// Reads `TALLOW_SIMD` (`scalar`, `avx2`, `avx512`; the best of this CPU where it is not set), for an error early on.
+///
+/// # Errors
+/// If it names no level, or one that this CPU lacks.
+pub fn init() -> Result<Level, UnknownLevel> {
+    match std::env::var_os("TALLOW_SIMD") {
+        Some(value) => Level::parse(&value.to_string_lossy(), detect()),
+        None => Ok(detect()),
+    }
+}
+
+/// The level that the kernels run at: what [`init`] says, or the best of this CPU where that is an error.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        let best = detect();
-        match std::env::var("TALLOW_SIMD").as_deref() {
-            Ok("scalar") => Level::Scalar,
-            Ok("avx2") => best.min(Level::Avx2),
-            _ => best,
-        }
-    })
+    *LEVEL.get_or_init(|| init().unwrap_or_else(|error| error.best))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -40,4 +75,17 @@ fn detect() -> Level {
 #[cfg(not(target_arch = "x86_64"))]
 fn detect() -> Level {
     Level::Scalar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_beyond_the_cpu_is_an_error() {
+        assert_eq!(Level::parse("avx2", Level::Avx512), Ok(Level::Avx2));
+        assert_eq!(Level::parse("", Level::Avx2), Ok(Level::Avx2));
+        assert!(Level::parse("avx512", Level::Avx2).unwrap_err().to_string().contains("best of this CPU is Avx2"));
+        assert!(Level::parse("sse9", Level::Avx2).is_err());
+    }
 }

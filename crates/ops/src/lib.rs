@@ -27,10 +27,14 @@
 mod activation;
 mod attention;
 mod autograd;
+mod cross_entropy;
 mod dropout;
 mod elementwise;
+mod embedding;
+mod linear;
 mod norm;
 mod operand;
+mod optimizer;
 pub mod reference;
 mod rope;
 mod weight;
@@ -38,11 +42,16 @@ mod weight;
 pub use activation::{Gelu, gelu, relu, silu, swiglu};
 pub use attention::{KeyRanges, attention};
 pub use autograd::{backward_from, grad_enabled, no_grad};
+pub use cross_entropy::{
+    CrossEntropy, CrossEntropyOptions, IGNORE_INDEX, TopLogprobs, cross_entropy_workspace, linear_cross_entropy,
+    logprobs_top,
+};
 pub use dropout::{DropoutKey, dropout};
 pub use elementwise::residual_add;
+pub use embedding::embedding;
+pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
+pub use optimizer::{AdamWBuckets, AdamWParams, adamw_step, cast_to_bf16, fill_zero, global_sq_norm};
 pub use rope::{RopeLayout, RopeTable, rope};
 pub use tallow_kernels::rng::{fill_normal, fill_uniform, stream_of};
-mod interim;
-pub use interim::*;
 pub use weight::Weight;

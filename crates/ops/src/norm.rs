@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, b
 use tallow_kernels::norm::{self as kernels, Stats};
 use tallow_kernels::simd;
 
-use crate::operand::{Scalar, add_to_slot, composed, on_cpu, slice, view, with_dtype};
+use crate::operand::{Scalar, accumulate, composed, on_cpu, slice, view, with_dtype};
 use crate::{Weight, reference};
 
 /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last dimension (RMSNorm, Zhang and Sennrich 2019). `x [.., c]` and
@@ -134,16 +134,8 @@ impl Norm {
     }
 }
 
-/// Hands a gradient on: to candle's tape for a tracked weight, into the slot of a trainable one.
-fn deliver(weight: &Weight, operand: &Tensor, sums: Vec<f32>) -> Result<Option<Tensor>> {
-    if weight.value().track_op() {
-        return Tensor::from_vec(sums, weight.shape(), weight.device())?.to_dtype(weight.dtype()).map(Some);
-    }
-    // The operand is the anchor if the op was recorded for the slot.
-    if let (Some(slot), true) = (weight.grad(), operand.track_op()) {
-        add_to_slot(slot, &sums)?;
-    }
-    Ok(None)
+fn add(sum: &mut [f32], values: &[f32]) {
+    sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
 impl CustomOp3 for Norm {
@@ -181,9 +173,10 @@ impl CustomOp3 for Norm {
         let mut dbias = (self.bias.is_some() && bias.track_op()).then(|| vec![0.0; c]);
         let sums = (dweight.as_deref_mut(), dbias.as_deref_mut());
         let dx = with_dtype!(self.name(), x.dtype(), T => self.backward::<T>(x, &dy, sums))?;
-        let dweight = dweight.map(|sums| deliver(&self.weight, weight, sums)).transpose()?.flatten();
+        let dweight =
+            dweight.map(|sums| accumulate(&self.weight, weight, |slot| add(slot, &sums))).transpose()?.flatten();
         let dbias = match (&self.bias, dbias) {
-            (Some(held), Some(sums)) => deliver(held, bias, sums)?,
+            (Some(held), Some(sums)) => accumulate(held, bias, |slot| add(slot, &sums))?,
             _ => None,
         };
         Ok((dx, dweight, dbias))

@@ -1,20 +1,41 @@
 //! From candle tensors to the slices that the kernels take.
 
+use std::cell::RefCell;
+use std::marker::PhantomData;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, DType, Device, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage,
     Tensor, WithDType, bail,
 };
 use half::bf16;
+use tallow_kernels::cross_entropy::LogitGradients;
+use tallow_kernels::gemm::Gemm;
 use tallow_kernels::lanes::Element;
 
 use crate::Weight;
 
 /// A dtype that the ops compute in.
-pub(crate) trait Scalar: Element + WithDType {}
+pub(crate) trait Scalar: Element + WithDType + Gemm + LogitGradients {
+    /// All values of a storage of this dtype, to write to.
+    fn values_mut(storage: &mut CpuStorage) -> Result<&mut [Self]>;
+}
 
-impl Scalar for f32 {}
-impl Scalar for bf16 {}
+macro_rules! scalar {
+    ($ty:ty, $variant:ident) => {
+        impl Scalar for $ty {
+            fn values_mut(storage: &mut CpuStorage) -> Result<&mut [Self]> {
+                match storage {
+                    CpuStorage::$variant(values) => Ok(values),
+                    other => bail!("a tensor written in place is {:?}, expected {:?}", other.dtype(), Self::DTYPE),
+                }
+            }
+        }
+    };
+}
+
+scalar!(f32, F32);
+scalar!(bf16, BF16);
 
 /// Runs `$body` with `$T` bound to the Rust type of a dtype, f32 or bf16; any other is an error that names the op.
 macro_rules! with_dtype {
@@ -73,29 +94,63 @@ pub(crate) fn check_dtype(op: &str, dtype: DType) -> Result<()> {
     }
 }
 
-/// Adds f32 values to a gradient slot on the CPU, in place.
-pub(crate) fn add_to_slot(slot: &Tensor, values: &[f32]) -> Result<()> {
-    slot.inplace_op1(&AddSlice { values })
+/// What an op records for a weight: its slot's anchor, or the value itself, which is on candle's tape if it is tracked.
+pub(crate) fn operand(weight: &Weight) -> &Tensor {
+    weight.anchor().unwrap_or(weight.value())
 }
 
-struct AddSlice<'a> {
-    values: &'a [f32],
+/// Lets `f` write to a contiguous tensor on the CPU, in place, and returns what it returns. The tensor's storage is locked
+/// meanwhile.
+pub(crate) fn mutate<T: Scalar, R>(x: &Tensor, f: impl FnOnce(&mut [T]) -> Result<R>) -> Result<R> {
+    let (work, result) = (RefCell::new(Some(f)), RefCell::new(None));
+    x.inplace_op1(&Mutate {
+        f: |values: &mut [T]| {
+            if let Some(f) = work.take() {
+                result.replace(Some(f(values)));
+            }
+        },
+        dtype: PhantomData,
+    })?;
+    result.into_inner().unwrap_or_else(|| bail!("an in-place op did not run"))
 }
 
-impl InplaceOp1 for AddSlice<'_> {
+struct Mutate<T, F> {
+    f: F,
+    dtype: PhantomData<T>,
+}
+
+impl<T: Scalar, F: Fn(&mut [T])> InplaceOp1 for Mutate<T, F> {
     fn name(&self) -> &'static str {
-        "add-to-slot"
+        "mutate"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        match (storage, layout.contiguous_offsets()) {
-            (CpuStorage::F32(data), Some((start, end))) if end - start == self.values.len() => {
-                data[start..end].iter_mut().zip(self.values).for_each(|(slot, v)| *slot += v);
-                Ok(())
-            }
-            _ => bail!("a gradient slot must be contiguous f32 of {} values", self.values.len()),
-        }
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a tensor written in place must be contiguous, got strides {:?}", layout.stride())
+        };
+        (self.f)(&mut T::values_mut(storage)?[start..end]);
+        Ok(())
     }
+}
+
+/// Adds a weight's gradient where it belongs: `add` to the slot if the op was recorded for it (`operand` is its anchor
+/// then), or to zeros that go to candle's tape for a tracked weight.
+pub(crate) fn accumulate(weight: &Weight, operand: &Tensor, add: impl FnOnce(&mut [f32])) -> Result<Option<Tensor>> {
+    if !operand.track_op() {
+        return Ok(None);
+    }
+    if weight.value().track_op() {
+        let mut sum = vec![0f32; weight.shape().elem_count()];
+        add(&mut sum);
+        return Tensor::from_vec(sum, weight.shape(), weight.device())?.to_dtype(weight.dtype()).map(Some);
+    }
+    if let Some(slot) = weight.grad() {
+        mutate(slot, |sum| {
+            add(sum);
+            Ok(())
+        })?;
+    }
+    Ok(None)
 }
 
 /// A weight as an operand of composed candle ops, on any device: its value, on the tape if it has a gradient slot, and

@@ -109,6 +109,16 @@ impl Run {
         &self.specs
     }
 
+    /// The training data in the order of the run.
+    pub fn loader(&self) -> &Loader {
+        &self.loader
+    }
+
+    /// The held-out data.
+    pub fn validation(&self) -> Option<&TokenDataset> {
+        self.validation.as_ref()
+    }
+
     /// Tokens of the training data.
     pub fn train_tokens(&self) -> u64 {
         self.loader.dataset().num_tokens()

@@ -3,10 +3,12 @@
 
 mod activation;
 mod attention;
+mod linear;
 mod norm;
 mod rope;
 
 pub use activation::{activation, swiglu};
 pub use attention::attention;
+pub use linear::{embedding, linear, linear_cross_entropy};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::rope;

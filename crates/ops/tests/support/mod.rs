@@ -16,6 +16,8 @@ pub const ATTENTION: Tolerance = Tolerance { f32: (3e-6, 1e-5), bf16: (6e-3, 2e-
 pub const NORM: Tolerance = Tolerance { f32: (5e-6, 1e-5), bf16: (6e-3, 8e-3) };
 pub const ROPE: Tolerance = Tolerance { f32: (1e-6, 1e-6), bf16: (4e-3, 4e-3) };
 pub const ACTIVATION: Tolerance = Tolerance { f32: (2e-6, 5e-6), bf16: (4e-3, 6e-3) };
+pub const LINEAR: Tolerance = Tolerance { f32: (2e-6, 3e-6), bf16: (4e-3, 4e-3) };
+pub const CROSS_ENTROPY: Tolerance = Tolerance { f32: (2e-6, 5e-6), bf16: (4e-3, 6e-3) };
 pub const ADD: Tolerance = Tolerance { f32: (1e-7, 1e-7), bf16: (4e-3, 1e-7) };
 
 impl Tolerance {

@@ -1,6 +1,6 @@
 //! Time of one sampled token over a vocabulary of 151,936 (Qwen's), for a few options.
 //!
-//! `cargo run --release -p tallow-sampler --example speed`
+//! `cargo run --release -p tallow-sampler --example sampler_speed`
 
 use std::time::Instant;
 

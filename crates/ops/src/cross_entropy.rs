@@ -1,0 +1,287 @@
+//! [`linear_cross_entropy`]: head and loss in one, without logits of tokens x vocabulary; [`logprobs_top`] likewise.
+
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+use tallow_kernels::cross_entropy::{self as kernels, Rows};
+use tallow_kernels::simd;
+
+use crate::operand::{Scalar, check_dtype, composed, mutate, on_cpu, operand, view, with_dtype};
+use crate::{Weight, reference};
+
+/// The target of a position that predicts nothing.
+pub const IGNORE_INDEX: u32 = u32::MAX;
+
+/// Bytes of f32 logits that exist at once.
+const CHUNK_BYTES: usize = 64 << 20;
+
+/// What [`linear_cross_entropy`] computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CrossEntropyOptions {
+    /// Factor of the loss: one over the targets of the whole step, for its mean.
+    pub scale: f64,
+    /// Weight of `lse^2` (PaLM, Chowdhery et al. 2022, section 5), which keeps logits from drifting; 0 is none.
+    pub z_loss: f64,
+    /// Positions with this target add nothing.
+    pub ignore_index: u32,
+    /// Rows of logits at once; `None` chooses by the vocabulary.
+    pub chunk: Option<usize>,
+}
+
+impl Default for CrossEntropyOptions {
+    fn default() -> Self {
+        Self { scale: 1.0, z_loss: 0.0, ignore_index: IGNORE_INDEX, chunk: None }
+    }
+}
+
+/// What [`linear_cross_entropy`] gives.
+pub struct CrossEntropy {
+    /// `scale * sum of (nll + z_loss * lse^2)`, f32 `[]`, on the tape.
+    pub loss: Tensor,
+    /// Sum of the negative log-likelihoods in nats, without scale and z-loss.
+    pub nll_sum: f64,
+    /// Targets that are not ignored.
+    pub num_targets: usize,
+}
+
+/// `scale * sum over i of (lse_i - logit_i[target_i] + z lse_i^2)` with `logits = x W^T`, `lse` their log-sum-exp.
+///
+/// `x [n, c]` and `weight [v, c]` of one dtype, f32 or bf16; `targets [n]` u32. Logits are f32, a chunk of rows at a time.
+///
+/// **Terminal.** The gradients of `x` and of a weight with a slot are computed here, while a chunk's logits exist, and the
+/// slot has received its own when this returns. Backward must start from the loss itself: any other gradient than 1
+/// arriving there is an error where a slot was added to.
+///
+/// # Errors
+/// If a target is neither ignored nor below `v`, or shapes, dtypes or devices do not fit.
+pub fn linear_cross_entropy(
+    x: &Tensor,
+    weight: &Weight,
+    targets: &Tensor,
+    options: &CrossEntropyOptions,
+) -> Result<CrossEntropy> {
+    let (n, c, v) = check("linear_cross_entropy", x, weight)?;
+    if targets.dims() != [n] || targets.dtype() != DType::U32 {
+        bail!("linear_cross_entropy: x {:?} needs u32 targets [{n}], got {:?}", x.shape(), targets.shape())
+    }
+    let ids = targets.to_vec1::<u32>()?;
+    check_targets(&ids, v, options.ignore_index)?;
+    if !on_cpu(x) {
+        return reference::linear_cross_entropy(x, &composed(weight)?, targets, options);
+    }
+    let chunk = options.chunk.unwrap_or_else(|| chunk_rows(v)).clamp(1, n.max(1));
+    let job = Job { n, c, v, targets: &ids, chunk, options };
+    let x = x.contiguous()?;
+    with_dtype!("linear_cross_entropy", x.dtype(), T => job.run::<T>(&x, weight))
+}
+
+fn check(op: &str, x: &Tensor, weight: &Weight) -> Result<(usize, usize, usize)> {
+    let (xs, ws) = (x.shape(), weight.shape());
+    let (&[n, c], &[v, width]) = (xs.dims(), ws.dims()) else {
+        bail!("{op}: expected x [n, c] and a weight [v, c], got {xs:?} and {ws:?}")
+    };
+    if c != width || c == 0 || v == 0 {
+        bail!("{op}: expected x [n, c] and a weight [v, c], got {xs:?} and {ws:?}")
+    }
+    check_dtype(op, x.dtype())?;
+    if x.dtype() != weight.dtype() || !x.device().same_device(weight.device()) {
+        bail!("{op}: x {:?} and weight {:?} must share dtype and device", x.dtype(), weight.dtype())
+    }
+    Ok((n, c, v))
+}
+
+fn check_targets(targets: &[u32], v: usize, ignore: u32) -> Result<()> {
+    match targets.iter().position(|&t| t != ignore && t as usize >= v) {
+        Some(at) => bail!("target {} at index {at} is not below the {v} rows of the head", targets[at]),
+        None => Ok(()),
+    }
+}
+
+fn chunk_rows(v: usize) -> usize {
+    (CHUNK_BYTES / (4 * v)).next_multiple_of(64)
+}
+
+/// Bytes that [`linear_cross_entropy`] holds at its worst moment besides its result, for `tokens` rows of dtype `dtype`.
+pub fn cross_entropy_workspace(tokens: usize, vocab: usize, dtype: DType) -> usize {
+    let logits = chunk_rows(vocab).min(tokens) * vocab;
+    logits * if dtype == DType::BF16 { 6 } else { 4 }
+}
+
+struct Job<'a> {
+    n: usize,
+    c: usize,
+    v: usize,
+    targets: &'a [u32],
+    chunk: usize,
+    options: &'a CrossEntropyOptions,
+}
+
+/// The sums over all rows.
+#[derive(Default)]
+struct Sums {
+    nll: f64,
+    lse_squares: f64,
+    targets: usize,
+}
+
+impl Job<'_> {
+    fn run<T: Scalar>(&self, x: &Tensor, weight: &Weight) -> Result<CrossEntropy> {
+        let value = weight.value().detach().contiguous()?;
+        let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), value.storage_and_layout());
+        let (x_values, w_values) = (view::<T>(&xs, xl)?, view::<T>(&ws, wl)?);
+        let mut dx = x.track_op().then(|| vec![T::ZERO; self.n * self.c]);
+        let (sums, dw) = match (weight.needs_grad(), weight.grad()) {
+            (true, Some(slot)) if !weight.value().track_op() => {
+                let sums = mutate(slot, |dw| Ok(self.chunks(x_values, w_values, dx.as_deref_mut(), Some(dw))))?;
+                (sums, None)
+            }
+            (true, _) => {
+                let mut dw = vec![0f32; self.v * self.c];
+                (self.chunks(x_values, w_values, dx.as_deref_mut(), Some(&mut dw)), Some(dw))
+            }
+            (false, _) => (self.chunks(x_values, w_values, dx.as_deref_mut(), None), None),
+        };
+        let value = self.options.scale * (sums.nll + self.options.z_loss * sums.lse_squares);
+        let op = Loss {
+            value: value as f32,
+            dx: dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?,
+            dw: dw.map(|dw| Tensor::from_vec(dw, weight.shape(), x.device())?.to_dtype(T::DTYPE)).transpose()?,
+            slot_is_added_to: weight.grad().is_some() && weight.needs_grad(),
+        };
+        let loss = x.apply_op2(operand(weight), op)?;
+        Ok(CrossEntropy { loss, nll_sum: sums.nll, num_targets: sums.targets })
+    }
+
+    fn chunks<T: Scalar>(&self, x: &[T], w: &[T], mut dx: Option<&mut [T]>, mut dw: Option<&mut [f32]>) -> Sums {
+        let (level, &Self { n, c, v, chunk, options, .. }) = (simd::level(), self);
+        let mut logits = vec![0f32; chunk.min(n) * v];
+        let mut losses = vec![kernels::RowLoss::default(); chunk.min(n)];
+        let mut rounded = Vec::new();
+        let mut sums = Sums::default();
+        for start in (0..n).step_by(chunk.max(1)) {
+            let rows = chunk.min(n - start);
+            let targets = &self.targets[start..start + rows];
+            let (x, logits, losses) = (&x[start * c..][..rows * c], &mut logits[..rows * v], &mut losses[..rows]);
+            T::nt_f32(rows, v, c, x, w, logits);
+            kernels::row_losses(level, logits, v, targets, options.ignore_index, losses);
+            for (loss, _) in losses.iter().zip(targets).filter(|(_, t)| **t != options.ignore_index) {
+                sums.nll += f64::from(loss.lse) - f64::from(loss.target);
+                sums.lse_squares += f64::from(loss.lse).powi(2);
+                sums.targets += 1;
+            }
+            if dx.is_none() && dw.is_none() {
+                continue;
+            }
+            let factors = (options.scale as f32, options.z_loss as f32);
+            let rows_of = Rows { level, v, targets, ignore: options.ignore_index, losses, factors };
+            let g = T::logit_gradients(&rows_of, logits, &mut rounded);
+            if let Some(dx) = dx.as_deref_mut() {
+                T::nn(rows, c, v, g, w, &mut dx[start * c..][..rows * c]);
+            }
+            if let Some(dw) = dw.as_deref_mut() {
+                T::tn_add(v, c, rows, g, x, dw);
+            }
+        }
+        sums
+    }
+}
+
+/// The loss and the gradients that were computed with it.
+struct Loss {
+    value: f32,
+    dx: Option<Tensor>,
+    dw: Option<Tensor>,
+    slot_is_added_to: bool,
+}
+
+impl CustomOp2 for Loss {
+    fn name(&self) -> &'static str {
+        "linear-cross-entropy"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![self.value]), Shape::from(())))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = f64::from(dy.to_scalar::<f32>()?);
+        if dy == 1.0 {
+            return Ok((self.dx.clone(), self.dw.clone()));
+        }
+        if self.slot_is_added_to {
+            bail!(
+                "linear_cross_entropy: its backward must start from the loss, but a gradient of {dy} arrived there: \
+                   put factors into CrossEntropyOptions::scale"
+            )
+        }
+        let scaled = |g: &Option<Tensor>, wanted: bool| g.as_ref().filter(|_| wanted).map(|g| g * dy).transpose();
+        Ok((scaled(&self.dx, x.track_op())?, scaled(&self.dw, w.track_op())?))
+    }
+}
+
+/// What a model says of one position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopLogprobs {
+    /// Log-probability of the position's target, in nats.
+    pub target: f32,
+    /// The most likely tokens, best first, equal ones by id.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Log-probability of `targets` (`n` ids) and the `k` most likely tokens at each row of `x [n, c]` under the head
+/// `weight [v, c]`, both f32 or bf16; logits in f32, a chunk of rows at a time. Nothing is recorded.
+///
+/// # Errors
+/// If a target is not below `v`, or shapes, dtypes or devices do not fit.
+pub fn logprobs_top(x: &Tensor, weight: &Weight, targets: &[u32], k: usize) -> Result<Vec<TopLogprobs>> {
+    let (n, c, v) = check("logprobs_top", x, weight)?;
+    if targets.len() != n {
+        bail!("logprobs_top: {} targets for {n} rows", targets.len())
+    }
+    if let Some(at) = targets.iter().position(|&t| t as usize >= v) {
+        bail!("target {} at index {at} is not below the {v} rows of the head", targets[at])
+    }
+    let mut all = Vec::with_capacity(n);
+    let chunk = chunk_rows(v);
+    for start in (0..n).step_by(chunk) {
+        let rows = chunk.min(n - start);
+        let logits = logits(&x.detach().narrow(0, start, rows)?, weight, (rows, c, v))?;
+        let mut lse = vec![0f32; rows];
+        kernels::log_sum_exp_rows(simd::level(), &logits, v, &mut lse);
+        let rows = logits.par_chunks_exact(v).zip(&lse).zip(&targets[start..start + rows]);
+        all.par_extend(rows.map(|((row, lse), &target)| TopLogprobs {
+            target: row[target as usize] - lse,
+            top: largest(row, k).into_iter().map(|id| (id, row[id as usize] - lse)).collect(),
+        }));
+    }
+    Ok(all)
+}
+
+fn logits(x: &Tensor, weight: &Weight, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {
+    if !on_cpu(x) {
+        return reference::linear(x, weight.value(), None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
+    }
+    fn run<T: Scalar>(x: &Tensor, w: &Tensor, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {
+        let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), w.storage_and_layout());
+        let mut logits = vec![0f32; n * v];
+        T::nt_f32(n, v, c, view::<T>(&xs, xl)?, view::<T>(&ws, wl)?, &mut logits);
+        Ok(logits)
+    }
+    let (x, w) = (x.contiguous()?, weight.value().detach().contiguous()?);
+    with_dtype!("logprobs_top", x.dtype(), T => run::<T>(&x, &w, (n, c, v)))
+}
+
+/// Ids of the `k` largest values, largest first, equal ones by id.
+fn largest(row: &[f32], k: usize) -> Vec<u32> {
+    let order = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
+    let mut ids: Vec<u32> = (0..row.len() as u32).collect();
+    let k = k.min(ids.len());
+    if k == 0 {
+        return vec![];
+    }
+    if k < ids.len() {
+        ids.select_nth_unstable_by(k - 1, order);
+        ids.truncate(k);
+    }
+    ids.sort_unstable_by(order);
+    ids
+}
