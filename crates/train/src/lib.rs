@@ -52,8 +52,8 @@ pub use config::{
 pub use error::{Error, Result};
 pub use evaluate::{Score, Validation};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
-pub use plan::{MemoryPlan, StepShape, fitting_micro_batch};
 pub use output::OutputClaim;
+pub use plan::{MemoryPlan, StepShape, fitting_micro_batch};
 pub use recorder::Recorder;
 pub use resolve::{Facts, Resolved};
 pub use run::{From, PrepareRun, Run};

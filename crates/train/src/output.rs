@@ -53,8 +53,8 @@ impl OutputClaim {
     /// If it cannot be written; an earlier one is as it was.
     pub fn write_resolved(&self, resolved: &Resolved) -> Result<()> {
         let path = self.path.join(RESOLVED);
-        let text = toml::to_string(resolved)
-            .map_err(|e| Error::output(&path, format!("cannot be written as TOML: {e}")))?;
+        let text =
+            toml::to_string(resolved).map_err(|e| Error::output(&path, format!("cannot be written as TOML: {e}")))?;
         Ok(tallow_formats::atomic_write(&path, text.as_bytes())?)
     }
 }
@@ -168,12 +168,19 @@ mod tests {
 
     #[test]
     fn only_what_a_kill_leaves_is_a_leftover() {
-        for name in
-            [".final.tmp-17", ".step-20.old-3", ".resolved.toml.tmp-9", "removing-40", "metrics.jsonl.8.tmp", "curve.svg.8.tmp"]
-        {
+        for name in [
+            ".final.tmp-17",
+            ".step-20.old-3",
+            ".resolved.toml.tmp-9",
+            "removing-40",
+            "metrics.jsonl.8.tmp",
+            "curve.svg.8.tmp",
+        ] {
             assert!(is_leftover(name), "{name}");
         }
-        for name in ["final", "step-20", ".notes.tmp-17", "removing-me", ".final.tmp-x", "notes.8.tmp", ".tmp-1", "step-2.tmp"] {
+        for name in
+            ["final", "step-20", ".notes.tmp-17", "removing-me", ".final.tmp-x", "notes.8.tmp", ".tmp-1", "step-2.tmp"]
+        {
             assert!(!is_leftover(name), "{name}");
         }
     }

@@ -109,7 +109,10 @@ pub fn key_names() -> Vec<String> {
         "" => key.name.to_owned(),
         section => format!("{section}.{}", key.name),
     };
-    sections().iter().flat_map(|(section, _, keys)| keys.iter().map(|k| named(section, k)).collect::<Vec<_>>()).collect()
+    sections()
+        .iter()
+        .flat_map(|(section, _, keys)| keys.iter().map(|k| named(section, k)).collect::<Vec<_>>())
+        .collect()
 }
 
 /// The reference of the run file, as Markdown.
@@ -158,7 +161,9 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_structs() {
         let page = markdown();
-        for line in ["| `batch_size` | whole number | `8` |", "| `steps` | whole number | unset |", "| `packing` | true or"] {
+        for line in
+            ["| `batch_size` | whole number | `8` |", "| `steps` | whole number | unset |", "| `packing` | true or"]
+        {
             assert!(page.contains(line), "no {line:?} in {page}");
         }
     }

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::json;
-use tallow_train::{Run, memory};
 use tallow_train::progress::{format_bytes, format_count, format_duration};
+use tallow_train::{Run, memory};
 
 use super::pretrain::{RunFile, peak_flops};
 

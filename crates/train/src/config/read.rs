@@ -236,7 +236,8 @@ mod tests {
     #[test]
     fn a_wrong_type_or_choice_names_line_and_value() {
         let message = error("[train]\n\nbatch_size = \"many\"\n", &[]);
-        let expected = "run.toml:3: `train.batch_size` = \"many\": invalid type: string \"many\", expected a whole number";
+        let expected =
+            "run.toml:3: `train.batch_size` = \"many\": invalid type: string \"many\", expected a whole number";
         assert_eq!(message, expected);
         let message = error("[schedule]\nkind = \"cosin\"\n", &[]);
         let choices = "must be one of cosine, linear, wsd, constant; the nearest is `cosine`";
@@ -276,10 +277,16 @@ mod tests {
         assert_eq!(error(GOOD, &["train.steps=5"]), "");
         for (added, start) in [
             ("", "run.toml: `train.steps` = (missing): exactly one of"),
-            ("train.steps = 5\ntrain.tokens = 5", "run.toml:4: `train.steps` = set together with train.tokens: exactly"),
+            (
+                "train.steps = 5\ntrain.tokens = 5",
+                "run.toml:4: `train.steps` = set together with train.tokens: exactly",
+            ),
             ("train.steps = 0", "run.toml:4: `train.steps` = 0: must be at least 1"),
             ("train.epochs = -1.0", "run.toml:4: `train.epochs` = -1: must be"),
-            ("train.steps = 5\ntrain.micro_batch_size = 3", "run.toml:5: `train.micro_batch_size` = 3: does not divide"),
+            (
+                "train.steps = 5\ntrain.micro_batch_size = 3",
+                "run.toml:5: `train.micro_batch_size` = 3: does not divide",
+            ),
             ("train.steps = 5\ntrain.batch_size = 4000000000", "run.toml:5: `train.batch_size` = 4000000000: with"),
             ("train.steps = 5\ndata.context_length = 0", "run.toml:5: `data.context_length` = 0: must be"),
             ("train.steps = 5\noptimizer.lr = nan", "run.toml:5: `optimizer.lr` = NaN: must be a positive"),
