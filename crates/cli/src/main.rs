@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, completions, data, doctor, generate, plan, pretrain, quickstart, score, tokenizer};
+use commands::{bench, completions, data, doctor, generate, plan, pretrain, quickstart, reference, score, tokenizer};
 
 /// From raw text to a model that writes: tokenizer, data, training, generation, in one binary.
 #[derive(Parser)]
@@ -59,6 +59,9 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
+    /// Print the pages of docs/ that are made from this program
+    #[command(hide = true)]
+    Reference(reference::ReferenceArgs),
 }
 
 fn main() -> ExitCode {
@@ -88,6 +91,7 @@ fn run(cli: Cli) -> ExitCode {
         Command::Bench(command) => bench::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::Reference(args) => reference::run(args),
     });
     exit::report(result)
 }

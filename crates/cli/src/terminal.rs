@@ -32,7 +32,7 @@ enum Shown {
 impl Watcher {
     /// For the run directory `dir`, continuing at `from_step` where a run is resumed.
     pub fn new(dir: &Path, resolved: &Resolved, from_step: Option<u64>, json: bool) -> anyhow::Result<Self> {
-        let recorder = Recorder::open(dir, from_step)?;
+        let recorder = Recorder::open(dir, &title(resolved), from_step)?;
         let shown = if json {
             Shown::Json
         } else if std::io::stderr().is_terminal() {
@@ -60,7 +60,7 @@ impl Watcher {
             resolved.micro_batch_size,
             format_bytes(resolved.memory.total())
         ));
-        if let Some(step) = from_step {
+        if let Some(step) = from_step.filter(|&step| step > 0) {
             watcher.say(&format!("continuing at step {step}"));
         }
         Ok(watcher)
@@ -73,6 +73,14 @@ impl Watcher {
         }
         self.recorder.draw()?;
         Ok(())
+    }
+
+    /// Says that the run is complete and where its model is.
+    pub fn done(&self, model: &Path) {
+        self.tell(&json!({ "final": model }));
+        if !matches!(self.shown, Shown::Json) {
+            eprintln!("wrote {}", model.display());
+        }
     }
 
     /// A line for a person.
@@ -114,6 +122,13 @@ impl Watcher {
     }
 }
 
+/// What the curve is of.
+fn title(resolved: &Resolved) -> String {
+    let model = &resolved.run.model;
+    let name = model.preset.as_deref().or(model.from.as_deref()).unwrap_or("model");
+    format!("{name}: {} parameters", format_count(resolved.params))
+}
+
 impl Observer for Watcher {
     fn event(&mut self, event: Event) -> Result<()> {
         self.recorder.event(event.clone())?;
@@ -126,6 +141,12 @@ impl Observer for Watcher {
                 }
             }
             Event::Saved(path) => self.tell(&json!({ "saved": path })),
+            Event::RolledBack(step) => {
+                self.tell(&json!({ "rolled_back_to": step }));
+                if let Shown::Bar(bar) = &self.shown {
+                    bar.set_position(step);
+                }
+            }
             Event::Notice(notice) => self.say(&notice),
             _ => {}
         }

@@ -4,27 +4,31 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-/// `[anomaly]`: the policy for a loss or gradient that is not finite, and for a spike of the loss.
-///
-/// A loss is a spike when it is above `m + spike_factor * s`, where `m` is the median of the last `window` ordinary
-/// losses and `s = max(1.4826 * MAD, 0.005 * |m|)`: the median absolute deviation, scaled so that it estimates the
-/// standard deviation of a normal distribution, and kept off zero. A median is not moved by the spikes it is to find.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AnomalyConfig {
-    /// When the loss or the gradient norm is NaN or infinite: `stop` (default), `skip` or `rollback`.
-    pub nan: Policy,
-    /// When the loss spikes: `off` (default), `stop`, `skip` or `rollback`.
-    pub spike: SpikePolicy,
-    /// How many robust standard deviations above the median make a spike; above 0 (default 8).
-    pub spike_factor: f64,
-    /// Over how many of the last ordinary losses the median is taken, at least 8 (default 64). Nothing is called a
-    /// spike before that many were seen.
-    pub window: usize,
-    /// The most steps skipped in a row; one more stops the run (default 10).
-    pub max_skips: u64,
-    /// The most rollbacks in a run; one more stops it (default 3).
-    pub max_rollbacks: u64,
+use crate::reference::documented;
+
+documented! {
+    /// `[anomaly]`: the policy for a loss or gradient that is not finite, and for a spike of the loss.
+    ///
+    /// A loss is a spike when it is above `m + spike_factor * s`, where `m` is the median of the last `window` ordinary
+    /// losses and `s = max(1.4826 * MAD, 0.005 * |m|)`: the median absolute deviation, scaled so that it estimates the
+    /// standard deviation of a normal distribution, and kept off zero. A median is not moved by the spikes it is to find.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct AnomalyConfig {
+        /// When the loss or the gradient norm is NaN or infinite: `stop` (default), `skip` or `rollback`.
+        pub nan: Policy,
+        /// When the loss spikes: `off` (default), `stop`, `skip` or `rollback`.
+        pub spike: SpikePolicy,
+        /// How many robust standard deviations above the median make a spike; above 0 (default 8).
+        pub spike_factor: f64,
+        /// Over how many of the last ordinary losses the median is taken, at least 8 (default 64). Nothing is called a
+        /// spike before that many were seen.
+        pub window: usize,
+        /// The most steps skipped in a row; one more stops the run (default 10).
+        pub max_skips: u64,
+        /// The most rollbacks in a run; one more stops it (default 3).
+        pub max_rollbacks: u64,
+    }
 }
 
 impl Default for AnomalyConfig {
@@ -158,15 +162,21 @@ impl AnomalyDetector {
 
     /// Judges a step by its mean loss and the norm of its gradient before clipping. Call it once a step, before the
     /// weights are touched.
-    pub fn observe(&mut self, step: u64, loss: f64, grad_norm: f64) -> Verdict {
+    pub fn observe(&mut self, loss: f64, grad_norm: f64) -> Verdict {
         match self.judge(loss, grad_norm) {
             None => {
                 self.remember(loss);
                 self.skips_in_a_row = 0;
                 Verdict::Ok
             }
-            Some((policy, reason)) => self.act(policy, reason, step),
+            Some((policy, reason)) => self.act(policy, reason),
         }
+    }
+
+    /// The same memory under another policy: a resumed run may judge otherwise.
+    #[must_use]
+    pub fn with_config(self, config: AnomalyConfig) -> Self {
+        Self { config, ..self }
     }
 
     /// Steps skipped so far.
@@ -203,11 +213,11 @@ impl AnomalyDetector {
         (loss > threshold).then(|| (policy, reason()))
     }
 
-    fn act(&mut self, policy: Policy, reason: String, step: u64) -> Verdict {
+    fn act(&mut self, policy: Policy, reason: String) -> Verdict {
         match policy {
             Policy::Stop => {
                 let way_out = "lower optimizer.lr, lengthen schedule.warmup_steps, or let anomaly skip such steps";
-                Verdict::Stop { reason: format!("{reason} at step {step}; {way_out}") }
+                Verdict::Stop { reason: format!("{reason}; {way_out}") }
             }
             Policy::Skip if self.skips_in_a_row >= self.config.max_skips => {
                 let many = self.config.max_skips;
@@ -275,15 +285,15 @@ mod tests {
     }
 
     fn calm(detector: &mut AnomalyDetector, level: f64, count: usize) {
-        for (step, loss) in ripple(level, count).enumerate() {
-            assert_eq!(detector.observe(step as u64, loss, 1.0), Verdict::Ok);
+        for loss in ripple(level, count) {
+            assert_eq!(detector.observe(loss, 1.0), Verdict::Ok);
         }
     }
 
     #[test]
     fn whatever_is_not_finite_follows_the_nan_policy() {
         for bad in [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (2.0, f64::NAN), (2.0, f64::NEG_INFINITY)] {
-            let verdict = |policy| detector(policy, SpikePolicy::Off).observe(3, bad.0, bad.1);
+            let verdict = |policy| detector(policy, SpikePolicy::Off).observe(bad.0, bad.1);
             assert!(matches!(verdict(Policy::Stop), Verdict::Stop { .. }), "{bad:?}");
             assert!(matches!(verdict(Policy::Skip), Verdict::Skip { .. }), "{bad:?}");
             assert!(matches!(verdict(Policy::Rollback), Verdict::Rollback { .. }), "{bad:?}");
@@ -296,9 +306,9 @@ mod tests {
         calm(&mut detector, 3.0, 40);
         let before = detector.threshold().unwrap();
         assert!((3.05..4.0).contains(&before), "{before}");
-        assert!(matches!(detector.observe(40, 5.0, 1.0), Verdict::Skip { .. }));
+        assert!(matches!(detector.observe(5.0, 1.0), Verdict::Skip { .. }));
         assert_eq!(detector.threshold(), Some(before));
-        assert_eq!(detector.observe(41, 3.0, 1.0), Verdict::Ok);
+        assert_eq!(detector.observe(3.0, 1.0), Verdict::Ok);
         assert_eq!(detector.skips(), 1);
     }
 
@@ -321,54 +331,54 @@ mod tests {
         let mut falling = detector(Policy::Stop, SpikePolicy::Stop);
         for step in 0..500 {
             let loss = 2.0 + 7.0 * (-(step as f64) / 60.0).exp();
-            assert_eq!(falling.observe(step, loss, 1.0), Verdict::Ok, "step {step}");
+            assert_eq!(falling.observe(loss, 1.0), Verdict::Ok, "step {step}");
         }
         let mut off = detector(Policy::Stop, SpikePolicy::Off);
         calm(&mut off, 3.0, 40);
-        assert_eq!(off.observe(40, 1e6, 1.0), Verdict::Ok);
+        assert_eq!(off.observe(1e6, 1.0), Verdict::Ok);
     }
 
     #[test]
     fn nothing_is_a_spike_before_the_window_is_full() {
         let mut detector = detector(Policy::Stop, SpikePolicy::Stop);
         calm(&mut detector, 3.0, 15);
-        assert_eq!(detector.observe(15, 100.0, 1.0), Verdict::Ok);
+        assert_eq!(detector.observe(100.0, 1.0), Verdict::Ok);
     }
 
     #[test]
     fn too_many_skips_in_a_row_or_rollbacks_stop_the_run() {
         let mut skipping = detector(Policy::Skip, SpikePolicy::Off);
-        for step in 0..10 {
-            assert!(matches!(skipping.observe(step, f64::NAN, 1.0), Verdict::Skip { .. }));
+        for _ in 0..10 {
+            assert!(matches!(skipping.observe(f64::NAN, 1.0), Verdict::Skip { .. }));
         }
-        let Verdict::Stop { reason } = skipping.observe(10, f64::NAN, 1.0) else { panic!("went on") };
+        let Verdict::Stop { reason } = skipping.observe(f64::NAN, 1.0) else { panic!("went on") };
         assert!(reason.contains("max_skips"), "{reason}");
 
         let mut broken = detector(Policy::Skip, SpikePolicy::Off);
         for step in 0..100 {
             let loss = if step % 2 == 0 { f64::NAN } else { 3.0 };
-            assert!(!matches!(broken.observe(step, loss, 1.0), Verdict::Stop { .. }), "an ordinary step starts anew");
+            assert!(!matches!(broken.observe(loss, 1.0), Verdict::Stop { .. }), "an ordinary step starts anew");
         }
 
         let mut back = detector(Policy::Rollback, SpikePolicy::Off);
-        for step in 0..3 {
-            assert!(matches!(back.observe(step, f64::NAN, 1.0), Verdict::Rollback { .. }));
-            assert_eq!(back.observe(step, 3.0, 1.0), Verdict::Ok);
+        for _ in 0..3 {
+            assert!(matches!(back.observe(f64::NAN, 1.0), Verdict::Rollback { .. }));
+            assert_eq!(back.observe(3.0, 1.0), Verdict::Ok);
         }
-        assert!(matches!(back.observe(9, f64::NAN, 1.0), Verdict::Stop { .. }));
+        assert!(matches!(back.observe(f64::NAN, 1.0), Verdict::Stop { .. }));
     }
 
     #[test]
     fn a_saved_detector_judges_as_the_original() {
         let mut original = detector(Policy::Stop, SpikePolicy::Skip);
-        for (step, loss) in ripple(0.1, 23).enumerate() {
-            original.observe(step as u64, loss / 3.0, 1.0);
+        for loss in ripple(0.1, 23) {
+            original.observe(loss / 3.0, 1.0);
         }
         let text = serde_json::to_string(&original).unwrap();
         let mut restored: AnomalyDetector = serde_json::from_str(&text).unwrap();
         assert_eq!(restored, original);
-        for (step, loss) in ripple(0.2, 50).enumerate() {
-            assert_eq!(restored.observe(step as u64, loss, 1.0), original.observe(step as u64, loss, 1.0));
+        for loss in ripple(0.2, 50) {
+            assert_eq!(restored.observe(loss, 1.0), original.observe(loss, 1.0));
         }
     }
 

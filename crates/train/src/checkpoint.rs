@@ -22,7 +22,7 @@ use crate::optimizer::AdamW;
 use crate::{Error, Result};
 
 /// Where a run stands, between two steps.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainState {
     /// Steps done.
@@ -35,7 +35,8 @@ pub struct TrainState {
     pub next_sample: u64,
     /// What the loader must be for `next_sample` to mean the same.
     pub loader: LoaderState,
-    /// Lowest validation loss so far, and its step.
+    /// Lowest validation loss so far; its step is `best_step`.
+    #[serde(with = "as_bits")]
     pub best_loss: Option<f64>,
     /// See `best_loss`.
     pub best_step: Option<u64>,
@@ -124,7 +125,10 @@ impl Checkpoints {
     /// If it cannot be written; nothing earlier is touched then.
     pub fn save(&self, state: &TrainState, store: &ParamStore, optimizer: &AdamW) -> Result<PathBuf> {
         let path = self.path(state.step);
-        if path.exists() && verify(&path).is_ok() {
+        // The same state is not written twice; after a rollback the same step may be another state.
+        let elapsed = state.elapsed_before;
+        let same = |saved: TrainState| TrainState { elapsed_before: elapsed, ..saved } == *state;
+        if path.exists() && verify(&path).is_ok() && read_state(&path).is_ok_and(same) {
             return Ok(path);
         }
         let dir = AtomicDir::create(&path)?;
@@ -174,9 +178,7 @@ impl Checkpoints {
     /// # Errors
     /// If a file does not hold what this run needs, or was made from other data.
     pub fn restore(&self, path: &Path, store: &ParamStore, optimizer: &AdamW, loader: &Loader) -> Result<TrainState> {
-        let text = std::fs::read_to_string(path.join(STATE)).map_err(|e| Error::io(path.join(STATE), e))?;
-        let wrong = |reason: String| Error::Checkpoint { path: path.to_path_buf(), reason };
-        let state: TrainState = serde_json::from_str(&text).map_err(|e| wrong(format!("{STATE}: {e}")))?;
+        let state = read_state(path)?;
         loader.check_state(&state.loader)?;
         let dir = tallow_formats::hf::ModelDir::open(path)?;
         let weights = tallow_models::Checkpoint::open_dir(&dir)?;
@@ -197,6 +199,12 @@ impl Checkpoints {
         }
         Ok(state)
     }
+}
+
+fn read_state(path: &Path) -> Result<TrainState> {
+    let text = std::fs::read_to_string(path.join(STATE)).map_err(|e| Error::io(path.join(STATE), e))?;
+    let wrong = |e| Error::Checkpoint { path: path.to_path_buf(), reason: format!("{STATE}: {e}") };
+    serde_json::from_str(&text).map_err(wrong)
 }
 
 /// Writes each member's slice of a flat f32 tensor, in place: layers and optimizer hold views of it.
@@ -265,4 +273,18 @@ fn verify(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A number as the integer of its bits: JSON readers need not round-trip every decimal, and a resumed run compares it.
+mod as_bits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[allow(clippy::ref_option, reason = "the signature is serde's")]
+    pub(super) fn serialize<S: Serializer>(value: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
+        value.map(f64::to_bits).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+        Ok(Option::<u64>::deserialize(from)?.map(f64::from_bits))
+    }
 }

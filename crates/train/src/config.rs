@@ -1,5 +1,7 @@
 //! The run file: TOML, strict, every key typed and defaulted.
 
+mod read;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
@@ -9,39 +11,47 @@ use serde_json::Value;
 use crate::anomaly::AnomalyConfig;
 use crate::backward::ActivationCheckpointing;
 use crate::optimizer::OptimizerConfig;
+use crate::reference::documented;
 use crate::schedule::ScheduleConfig;
 use crate::{Error, Result};
 
-/// A run file, as `tallow pretrain RUN.toml` reads it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RunConfig {
-    /// Run directory, relative to the run file. Refused if it holds another run, unless resumed.
-    pub output: Option<PathBuf>,
-    /// One seed for everything: initial weights, data order, dropout.
-    pub seed: u64,
-    /// `auto` or `cpu`.
-    pub device: DeviceConfig,
-    /// The architecture.
-    pub model: ModelSection,
-    /// The tokenizer.
-    pub tokenizer: TokenizerSection,
-    /// What to train and validate on.
-    pub data: DataSection,
-    /// What is learned.
-    pub objective: ObjectiveSection,
-    /// How long and in which steps.
-    pub train: TrainSection,
-    /// The optimizer.
-    pub optimizer: OptimizerConfig,
-    /// The learning rate over time.
-    pub schedule: ScheduleConfig,
-    /// Validation.
-    pub eval: EvalSection,
-    /// Checkpoints.
-    pub checkpoint: CheckpointSection,
-    /// What to do when the loss is not finite or jumps.
-    pub anomaly: AnomalyConfig,
+pub use read::Source;
+
+documented! {
+    /// A run file, as `tallow pretrain RUN.toml` reads it.
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct RunConfig {
+        /// Run directory. Refused if it holds another run, unless `--resume` continues it. Required.
+        pub output: Option<PathBuf>,
+        /// One seed for everything: initial weights, data order, dropout.
+        pub seed: u64,
+        /// `auto` (the best that this build and machine have) or `cpu`.
+        pub device: DeviceConfig,
+        /// The architecture: a preset or an existing model, and Hugging Face's keys to change it.
+        pub model: ModelSection,
+        /// Where the vocabulary comes from.
+        pub tokenizer: TokenizerSection,
+        /// What to train and validate on.
+        pub data: DataSection,
+        /// What is learned.
+        pub objective: ObjectiveSection,
+        /// How long and in which steps.
+        pub train: TrainSection,
+        /// How gradients become steps.
+        pub optimizer: OptimizerConfig,
+        /// The learning rate over time.
+        pub schedule: ScheduleConfig,
+        /// When the validation data is scored.
+        pub eval: EvalSection,
+        /// What is kept of a run while it goes on. The last and the best (lowest validation loss) are always kept.
+        pub checkpoint: CheckpointSection,
+        /// What to do when the loss or the gradient is not finite, or the loss jumps.
+        pub anomaly: AnomalyConfig,
+        /// Mesh axes over which a run is spread; their product is the number of processes. This build runs one process:
+        /// every axis must be 1.
+        pub parallel: ParallelSection,
+    }
 }
 
 /// Where to run.
@@ -55,41 +65,50 @@ pub enum DeviceConfig {
     Cpu,
 }
 
-/// `[model]`: a preset or an existing model, and overrides by Hugging Face's keys.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ModelSection {
-    /// A preset by name or path.
-    pub preset: Option<String>,
-    /// An existing model to start from: its weights, and its tokenizer unless another is given.
-    pub from: Option<String>,
-    /// Any other key is a Hugging Face configuration key, e.g. `hidden_size = 384`.
-    #[serde(flatten)]
-    pub overrides: serde_json::Map<String, Value>,
+documented! {
+    /// `[model]`: a preset or an existing model, and overrides by Hugging Face's keys.
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default)]
+    pub struct ModelSection {
+        /// A preset of `models/` by name or path. One of `preset`, `from` and `architectures` is needed.
+        pub preset: Option<String>,
+        /// An existing model to start from (a Hugging Face directory, a `.gguf` file, a name in the local store): its
+        /// weights, and its tokenizer unless another is given.
+        pub from: Option<String>,
+        /// A key of Hugging Face's `config.json`, which overrides the preset, e.g. `hidden_size = 384`.
+        #[serde(flatten)]
+        pub overrides: serde_json::Map<String, Value>,
+    }
 }
 
-/// `[tokenizer]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TokenizerSection {
-    /// A `tokenizer.json`, a directory with one, a SentencePiece or tiktoken file.
-    pub path: Option<PathBuf>,
+documented! {
+    /// `[tokenizer]`.
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct TokenizerSection {
+        /// A `tokenizer.json`, a directory with one, a SentencePiece or tiktoken file; what `model.from` brings unless
+        /// given.
+        pub path: Option<PathBuf>,
+    }
 }
 
-/// `[data]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DataSection {
-    /// Folders of prepared shards, or raw files and folders (prepared on first use and cached).
-    pub train: Vec<PathBuf>,
-    /// The same for validation; may be empty.
-    pub valid: Vec<PathBuf>,
-    /// Tokens a row.
-    pub context_length: usize,
-    /// Documents packed into rows with a mask (`true`) or one document a row, padded.
-    pub packing: bool,
-    /// Key of the text in jsonl and column in parquet.
-    pub text_field: String,
+documented! {
+    /// `[data]`.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct DataSection {
+        /// Folders of prepared shards (`tallow data prepare`), or raw files and folders of text, jsonl and parquet, which
+        /// are prepared on first use and kept in `.tallow-cache` beside the run file. Required.
+        pub train: Vec<PathBuf>,
+        /// The same for validation; none for no validation.
+        pub valid: Vec<PathBuf>,
+        /// Tokens a row; at most the model's positions.
+        pub context_length: usize,
+        /// Documents packed into rows with a mask (`true`) or one document a row, padded.
+        pub packing: bool,
+        /// Key of the text in jsonl and column in parquet.
+        pub text_field: String,
+    }
 }
 
 impl Default for DataSection {
@@ -98,14 +117,16 @@ impl Default for DataSection {
     }
 }
 
-/// `[objective]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ObjectiveSection {
-    /// `causal`: predict the next token.
-    pub kind: ObjectiveKind,
-    /// Weight of the squared log-normaliser in the loss (0 for none; PaLM used 1e-4).
-    pub z_loss: f64,
+documented! {
+    /// `[objective]`.
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct ObjectiveSection {
+        /// `causal`: predict the next token.
+        pub kind: ObjectiveKind,
+        /// Weight of the squared log-normaliser in the loss; 0 for none, 1e-4 keeps logits small in long runs (PaLM).
+        pub z_loss: f64,
+    }
 }
 
 /// What is learned.
@@ -117,24 +138,26 @@ pub enum ObjectiveKind {
     Causal,
 }
 
-/// `[train]`: exactly one of `steps`, `tokens` and `epochs`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainSection {
-    /// Optimizer steps.
-    pub steps: Option<u64>,
-    /// Tokens to train on, rounded up to a whole step.
-    pub tokens: Option<u64>,
-    /// Passes over the training data, rounded up to a whole step.
-    pub epochs: Option<f64>,
-    /// Rows an optimizer step, over all ranks and accumulation.
-    pub batch_size: usize,
-    /// Rows at once; the largest that fits in memory unless given.
-    pub micro_batch_size: Option<usize>,
-    /// `f32`, or `bf16`: bf16 compute with f32 master weights, norms, softmax, loss and optimizer.
-    pub dtype: TrainDtype,
-    /// `none`, or `blocks`: keep only the inputs of blocks and run each again in the backward.
-    pub activation_checkpointing: ActivationCheckpointing,
+documented! {
+    /// `[train]`: exactly one of `steps`, `tokens` and `epochs`.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct TrainSection {
+        /// Optimizer steps.
+        pub steps: Option<u64>,
+        /// Tokens to train on, rounded up to a whole step.
+        pub tokens: Option<u64>,
+        /// Passes over the training data, rounded up to a whole step. Exactly one of `steps`, `tokens`, `epochs` is needed.
+        pub epochs: Option<f64>,
+        /// Rows an optimizer step, over all ranks and accumulation.
+        pub batch_size: usize,
+        /// Rows at once, a divisor of `batch_size`; the largest that `tallow plan` says fits in memory unless given.
+        pub micro_batch_size: Option<usize>,
+        /// `f32`, or `bf16`: bf16 compute with f32 master weights, norms, softmax, loss and optimizer.
+        pub dtype: TrainDtype,
+        /// `none`, or `blocks`: keep only the inputs of blocks and run each again in the backward.
+        pub activation_checkpointing: ActivationCheckpointing,
+    }
 }
 
 impl Default for TrainSection {
@@ -171,14 +194,16 @@ impl From<TrainDtype> for DType {
     }
 }
 
-/// `[eval]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EvalSection {
-    /// Steps between validations; 0 for none but the last.
-    pub every: u64,
-    /// The most tokens of the validation data to use; 0 for all.
-    pub max_tokens: u64,
+documented! {
+    /// `[eval]`.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct EvalSection {
+        /// Steps between validations; 0 for none but the last.
+        pub every: u64,
+        /// The most tokens of the validation data to use; 0 for all.
+        pub max_tokens: u64,
+    }
 }
 
 impl Default for EvalSection {
@@ -187,19 +212,47 @@ impl Default for EvalSection {
     }
 }
 
-/// `[checkpoint]`. The last and the best are always kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CheckpointSection {
-    /// Steps between checkpoints; 0 for the last only.
-    pub every: u64,
-    /// How many of the newest to keep.
-    pub keep: usize,
+documented! {
+    /// `[checkpoint]`. The last and the best are always kept.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct CheckpointSection {
+        /// Steps between checkpoints; 0 for the last and the best only.
+        pub every: u64,
+        /// How many of the newest to keep, at least 1; the best is kept besides.
+        pub keep: usize,
+    }
 }
 
 impl Default for CheckpointSection {
     fn default() -> Self {
         Self { every: 500, keep: 2 }
+    }
+}
+
+documented! {
+    /// `[parallel]`: mesh axes. Known so that a run file for many processes is refused rather than run on one.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct ParallelSection {
+        /// Data parallel.
+        pub dp: usize,
+        /// Fully sharded data parallel.
+        pub fsdp: usize,
+        /// Tensor parallel.
+        pub tp: usize,
+        /// Pipeline stages.
+        pub pp: usize,
+        /// Context parallel.
+        pub cp: usize,
+        /// Expert parallel.
+        pub ep: usize,
+    }
+}
+
+impl Default for ParallelSection {
+    fn default() -> Self {
+        Self { dp: 1, fsdp: 1, tp: 1, pp: 1, cp: 1, ep: 1 }
     }
 }
 
@@ -209,8 +262,7 @@ impl RunConfig {
     /// # Errors
     /// For a file that cannot be read, is not TOML, or has an unknown or mistyped key: file, line, key, nearest key.
     pub fn load(path: &Path, set: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        Self::parse(&text, path, set)
+        Source::read(path, set)?.config()
     }
 
     /// Reads the text of a run file; `path` is for messages.
@@ -218,22 +270,111 @@ impl RunConfig {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn parse(text: &str, path: &Path, set: &[String]) -> Result<Self> {
-        let config: Self = toml::from_str(text).map_err(|error| parse_error(path, text, &error))?;
-        if set.is_empty() {
-            return Ok(config);
+        Source::new(text, path, set).config()
+    }
+
+    /// Checks all that can be checked without looking at data, model or machine.
+    ///
+    /// # Errors
+    /// For a value or combination that cannot work: key, value, reason and a working value.
+    pub fn validate(&self) -> Result<()> {
+        if self.output.is_none() {
+            let reason = "the run needs a directory, e.g. output = \"runs/first\"";
+            return Err(Error::config("output", "(missing)", reason));
         }
-        let mut table: toml::Table = toml::from_str(text).map_err(|error| parse_error(path, text, &error))?;
-        for assignment in set {
-            apply(&mut table, assignment)?;
+        self.check_model()?;
+        if self.data.train.is_empty() {
+            let reason = "at least one folder of shards or text file is needed, e.g. [\"data/train\"]";
+            return Err(Error::config("data.train", "[]", reason));
         }
-        serde_path_to_error::deserialize(table).map_err(|error| {
-            let key = error.path().to_string();
-            let given = set.iter().find(|s| s.starts_with(&key)).or(set.first());
-            let value = given.and_then(|s| s.split_once('=')).map_or("", |(_, v)| v).trim();
-            let key = if key == "." { "--set".into() } else { key };
-            let message = with_nearest(error.inner().message());
-            Error::Config { at: "--set ".into(), key, value: value.into(), reason: message }
-        })
+        self.check_sizes()?;
+        self.check_length()?;
+        self.optimizer.validate()?;
+        self.anomaly.validate().map_err(|e| Error::config(&format!("anomaly.{}", e.key), e.value, e.reason))?;
+        let z_loss = self.objective.z_loss;
+        if !(z_loss.is_finite() && z_loss >= 0.0) {
+            return Err(Error::config("objective.z_loss", z_loss, "must be 0 or positive, e.g. 1e-4"));
+        }
+        let axes = &self.parallel;
+        let axes = [axes.dp, axes.fsdp, axes.tp, axes.pp, axes.cp, axes.ep];
+        for (axis, size) in ["dp", "fsdp", "tp", "pp", "cp", "ep"].into_iter().zip(axes) {
+            if size != 1 {
+                let reason = "parallel training is not available yet in this build; set it to 1, or leave it out";
+                return Err(Error::config(&format!("parallel.{axis}"), size, reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_model(&self) -> Result<()> {
+        let section = &self.model;
+        match (&section.preset, &section.from) {
+            (Some(preset), Some(_)) => {
+                Err(Error::config("model.preset", preset, "and model.from exclude each other; remove one"))
+            }
+            (None, None) if !section.overrides.contains_key("architectures") => {
+                let known = tallow_models::preset_names().collect::<Vec<_>>().join(", ");
+                let reason = format!("a preset ({known}), model.from or architectures is needed");
+                Err(Error::config("model.preset", "(missing)", reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_sizes(&self) -> Result<()> {
+        let (batch, context) = (self.train.batch_size, self.data.context_length);
+        if context == 0 {
+            return Err(Error::config("data.context_length", 0, "must be at least 1, e.g. 256"));
+        }
+        if batch == 0 {
+            return Err(Error::config("train.batch_size", 0, "must be at least 1, e.g. 8"));
+        }
+        if batch.checked_mul(context).is_none_or(|tokens| tokens > MAX_STEP_TOKENS) {
+            let reason = format!("with data.context_length = {context} a step has more than {MAX_STEP_TOKENS} tokens");
+            return Err(Error::config("train.batch_size", batch, reason));
+        }
+        match self.train.micro_batch_size {
+            Some(0) => Err(Error::config("train.micro_batch_size", 0, "must be at least 1")),
+            Some(rows) if !batch.is_multiple_of(rows) => {
+                let near = (1..=rows.min(batch)).rev().find(|d| batch.is_multiple_of(*d)).unwrap_or(1);
+                let reason = format!("does not divide train.batch_size = {batch}; e.g. {near}");
+                Err(Error::config("train.micro_batch_size", rows, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_length(&self) -> Result<()> {
+        let train = &self.train;
+        let given = [
+            ("train.steps", train.steps.is_some()),
+            ("train.tokens", train.tokens.is_some()),
+            ("train.epochs", train.epochs.is_some()),
+        ];
+        let given: Vec<&str> = given.iter().filter(|(_, is)| *is).map(|(key, _)| *key).collect();
+        match given.as_slice() {
+            [_] => {}
+            [] => {
+                let reason = "exactly one of train.steps, train.tokens and train.epochs must be set, e.g. steps = 1000";
+                return Err(Error::config("train.steps", "(missing)", reason));
+            }
+            [first, rest @ ..] => {
+                let value = format!("set together with {}", rest.join(" and "));
+                let reason = "exactly one of train.steps, train.tokens and train.epochs must be set; remove the others";
+                return Err(Error::config(first, value, reason));
+            }
+        }
+        for (key, value) in [("train.steps", train.steps), ("train.tokens", train.tokens)] {
+            if value == Some(0) {
+                return Err(Error::config(key, 0, "must be at least 1, e.g. 1000"));
+            }
+        }
+        match train.epochs {
+            Some(epochs) if !(epochs.is_finite() && epochs > 0.0) => {
+                Err(Error::config("train.epochs", epochs, "must be a positive number, e.g. 1"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A path of the run file, relative to the directory `base` of that file.
@@ -242,88 +383,5 @@ impl RunConfig {
     }
 }
 
-fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> Error {
-    let start = error.span().map_or(0, |span| span.start.min(text.len()));
-    let line = text.as_bytes()[..start].iter().filter(|&&b| b == b'\n').count() + 1;
-    let shown = text.lines().nth(line - 1).map(str::trim).filter(|l| !l.is_empty());
-    let message = with_nearest(error.message());
-    let message = shown.map_or(message.clone(), |shown| format!("{message} (in `{shown}`)"));
-    Error::Parse { path: path.into(), line, message }
-}
-
-/// Adds the nearest of the keys that serde says it expected.
-fn with_nearest(message: &str) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let (true, Some(unknown)) = (message.starts_with("unknown"), quoted.next()) else {
-        return message.to_owned();
-    };
-    match quoted.max_by(|a, b| strsim::jaro(a, unknown).total_cmp(&strsim::jaro(b, unknown))) {
-        Some(nearest) => format!("{message}; the nearest is `{nearest}`"),
-        None => message.to_owned(),
-    }
-}
-
-/// Sets `a.b=value` in a table; the value is TOML, or a string where it is not.
-fn apply(table: &mut toml::Table, assignment: &str) -> Result<()> {
-    let wrong = |reason: &str| Error::config("--set", assignment, reason);
-    let Some((key, value)) = assignment.split_once('=') else {
-        return Err(wrong("must be key=value, e.g. train.steps=100"));
-    };
-    let value = value.trim();
-    let value = match toml::from_str::<toml::Table>(&format!("v = {value}")) {
-        Ok(mut parsed) => parsed.remove("v").ok_or_else(|| wrong("has no value"))?,
-        Err(_) => toml::Value::String(value.to_owned()),
-    };
-    let mut parts: Vec<&str> = key.trim().split('.').collect();
-    let leaf = parts.pop().filter(|leaf| !leaf.is_empty()).ok_or_else(|| wrong("has no key"))?;
-    let mut at = table;
-    for part in parts {
-        let entry = at.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = entry.as_table_mut().ok_or_else(|| wrong("goes through a key that is not a table"))?;
-    }
-    at.insert(leaf.to_owned(), value);
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error(text: &str, set: &[&str]) -> String {
-        let set: Vec<String> = set.iter().map(ToString::to_string).collect();
-        RunConfig::parse(text, Path::new("run.toml"), &set).err().map(|e| e.to_string()).unwrap_or_default()
-    }
-
-    #[test]
-    fn a_typo_names_file_line_and_nearest_key() {
-        let message = error("seed = 1\n[train]\nstep = 5\n", &[]);
-        assert!(message.starts_with("run.toml:3:") && message.contains("nearest is `steps`"), "{message}");
-    }
-
-    #[test]
-    fn a_wrong_type_names_the_line() {
-        let message = error("[train]\n\nbatch_size = \"many\"\n", &[]);
-        assert!(message.starts_with("run.toml:3:"), "{message}");
-    }
-
-    #[test]
-    fn set_wins_over_the_file_and_is_as_strict() -> Result<()> {
-        let set = ["train.steps=7".to_owned(), "model.hidden_size=12".into(), "output=some/where".into()];
-        let config = RunConfig::parse("[train]\nsteps = 5\n", Path::new("run.toml"), &set)?;
-        assert_eq!(config.train.steps, Some(7));
-        assert_eq!(config.model.overrides["hidden_size"], serde_json::json!(12));
-        assert_eq!(config.output.as_deref(), Some(Path::new("some/where")));
-        let message = error("", &["train.stepz=1"]);
-        assert!(message.contains("stepz") && message.contains("nearest is `steps`"), "{message}");
-        assert!(error("", &["train.steps"]).contains("key=value"));
-        Ok(())
-    }
-
-    #[test]
-    fn every_value_survives_being_written_and_read() -> Result<()> {
-        let config = RunConfig { seed: 3, ..RunConfig::default() };
-        let text = toml::to_string(&config).expect("serialises");
-        assert_eq!(RunConfig::parse(&text, Path::new("resolved.toml"), &[])?, config);
-        Ok(())
-    }
-}
+/// The most tokens of a step: more is a slip of the keyboard, and would be allocated before it is noticed.
+const MAX_STEP_TOKENS: usize = 1 << 31;

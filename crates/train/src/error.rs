@@ -28,7 +28,7 @@ pub enum Error {
         /// What is wrong, with the nearest key.
         message: String,
     },
-    /// The output directory holds another run.
+    /// The output directory cannot be used: it holds another run, or another process writes to it. Exit code 2.
     #[error("{}: {reason}", path.display())]
     Output {
         /// The directory.
@@ -96,6 +96,10 @@ impl Error {
         Error::Config { at: String::new(), key: key.into(), value: value.to_string(), reason: reason.into() }
     }
 
+    pub(crate) fn output(path: &std::path::Path, reason: impl Into<String>) -> Self {
+        Error::Output { path: path.into(), reason: reason.into() }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
     }
@@ -103,7 +107,16 @@ impl Error {
     /// True if the user asked for something that cannot be, rather than something having gone wrong.
     pub fn is_usage(&self) -> bool {
         matches!(self, Error::Config { .. } | Error::Parse { .. } | Error::Output { .. })
-            || matches!(self, Error::Model(tallow_models::Error::Config { .. } | tallow_models::Error::Preset { .. }))
+            || matches!(self, Error::Layer(tallow_nn::Error::Config { .. }))
+            || matches!(
+                self,
+                Error::Model(
+                    tallow_models::Error::Config { .. }
+                        | tallow_models::Error::Preset { .. }
+                        | tallow_models::Error::Architecture { .. }
+                        | tallow_models::Error::Layer(tallow_nn::Error::Config { .. })
+                )
+            )
     }
 }
 

@@ -3,8 +3,8 @@
 //! For: running a [`RunConfig`] from raw text or shards to a trained model, stopping and resuming bit for bit.
 //! Not for: what a model is (`tallow-models`) or how an op works (`tallow-ops`).
 //!
-//! [`Run::prepare`] finds everything that a run file names and decides what it leaves open; [`Run::into_trainer`]
-//! allocates; [`Trainer::train`] is the loop, and an [`Observer`] watches it.
+//! [`Run::prepare`] finds everything that a run file names and decides what it leaves open; [`Run::claim`] takes the
+//! output directory; [`Run::into_trainer`] allocates; [`Trainer::train`] is the loop, and an [`Observer`] watches it.
 //!
 //! ```
 //! use std::path::Path;
@@ -30,9 +30,11 @@ mod evaluate;
 pub mod memory;
 pub mod metrics;
 mod optimizer;
+mod output;
 mod plan;
 pub mod progress;
 mod recorder;
+pub mod reference;
 mod resolve;
 mod run;
 mod schedule;
@@ -45,14 +47,15 @@ pub use backward::{ActivationCheckpointing, LossSums, evaluate, forward_backward
 pub use checkpoint::{Checkpoints, TrainState};
 pub use config::{
     CheckpointSection, DataSection, DeviceConfig, EvalSection, ModelSection, ObjectiveKind, ObjectiveSection,
-    RunConfig, TokenizerSection, TrainDtype, TrainSection,
+    ParallelSection, RunConfig, Source, TokenizerSection, TrainDtype, TrainSection,
 };
 pub use error::{Error, Result};
 pub use evaluate::{Score, Validation};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
+pub use output::OutputClaim;
 pub use plan::{MemoryPlan, StepShape, fitting_micro_batch};
 pub use recorder::Recorder;
 pub use resolve::{Facts, Resolved};
-pub use run::{From, Run};
+pub use run::{From, PrepareRun, Run};
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use trainer::{Event, Finish, Observer, Trainer};

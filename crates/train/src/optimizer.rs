@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use tallow_nn::{Bucket, ParamStore};
 use tallow_ops::{AdamWBuckets, AdamWParams, adamw_step, global_sq_norm};
 
+use crate::reference::documented;
 use crate::{Error, Result};
 
 /// Which optimizer.
@@ -16,22 +17,24 @@ pub enum OptimizerKind {
     Adamw,
 }
 
-/// The optimizer and its settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimizerConfig {
-    /// `adamw`.
-    pub kind: OptimizerKind,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Decay rates of the first and second moment.
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled decay a step, times the learning rate; matrices only, never norms, biases and embeddings.
-    pub weight_decay: f64,
-    /// Largest global L2 norm of the gradient; 0 for no clipping.
-    pub grad_clip: f64,
+documented! {
+    /// The optimizer and its settings.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct OptimizerConfig {
+        /// `adamw`.
+        pub kind: OptimizerKind,
+        /// Peak learning rate.
+        pub lr: f64,
+        /// Decay rates of the first and second moment.
+        pub betas: [f64; 2],
+        /// Added to the root of the second moment.
+        pub eps: f64,
+        /// Decoupled decay a step, times the learning rate; matrices only, never norms, biases and embeddings.
+        pub weight_decay: f64,
+        /// Largest global L2 norm of the gradient; 0 for no clipping.
+        pub grad_clip: f64,
+    }
 }
 
 impl Default for OptimizerConfig {

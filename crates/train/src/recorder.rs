@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::curve::write_curve_svg;
+use crate::curve::Curve;
 use crate::metrics::{METRICS_FILE, MetricsLog, Record, read_metrics};
 use crate::tensorboard::EventLog;
 use crate::trainer::{Event, Observer};
@@ -13,42 +13,29 @@ pub struct Recorder {
     dir: PathBuf,
     metrics: MetricsLog,
     events: EventLog,
-    train: Vec<(u64, f64)>,
-    valid: Vec<(u64, f64)>,
+    title: String,
+    records: Vec<Record>,
 }
 
 impl Recorder {
-    /// In the run directory `dir`. A resumed run drops what was written past the step it resumes at.
+    /// In the run directory `dir`, for a run of this `title`. A resumed run drops what was written past the step it
+    /// resumes at.
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn open(dir: &Path, resume_at_step: Option<u64>) -> Result<Self> {
+    pub fn open(dir: &Path, title: &str, resume_at_step: Option<u64>) -> Result<Self> {
         let metrics = MetricsLog::open(dir, resume_at_step)?;
         let events = EventLog::open(dir, resume_at_step).map_err(|e| Error::io(dir, e))?;
-        let mut recorder = Self { dir: dir.to_path_buf(), metrics, events, train: vec![], valid: vec![] };
-        if resume_at_step.is_some() {
-            for record in read_metrics(&dir.join(METRICS_FILE))? {
-                recorder.keep(&record);
-            }
-        }
-        Ok(recorder)
+        let records = match resume_at_step {
+            Some(_) => read_metrics(&dir.join(METRICS_FILE))?,
+            None => vec![],
+        };
+        Ok(Self { dir: dir.to_path_buf(), metrics, events, title: title.into(), records })
     }
 
-    fn keep(&mut self, record: &Record) {
-        match record {
-            Record::Step(step) => self.train.push((step.step, step.loss)),
-            Record::Eval(eval) => self.valid.push((eval.step, eval.valid_loss)),
-        }
-    }
-
-    /// `(step, loss)` of every training step so far.
-    pub fn train_curve(&self) -> &[(u64, f64)] {
-        &self.train
-    }
-
-    /// `(step, loss)` of every validation so far.
-    pub fn valid_curve(&self) -> &[(u64, f64)] {
-        &self.valid
+    /// Every step and validation so far.
+    pub fn records(&self) -> &[Record] {
+        &self.records
     }
 
     /// Draws `curve.svg` of what there is.
@@ -57,7 +44,7 @@ impl Recorder {
     /// If the file cannot be written.
     pub fn draw(&self) -> Result<()> {
         let path = self.dir.join("curve.svg");
-        write_curve_svg(&path, &self.train, &self.valid, "loss, nats a token").map_err(|e| Error::io(&path, e))
+        Curve::from_records(&self.title, &self.records).write(&path).map_err(|e| Error::io(&path, e))
     }
 }
 
@@ -67,13 +54,18 @@ impl Observer for Recorder {
             Event::Step(record) => {
                 self.metrics.step(record)?;
                 self.events.step(record).map_err(|e| Error::io(self.events.path(), e))?;
-                self.keep(&Record::Step(record.clone()));
+                self.records.push(Record::Step(record.clone()));
             }
             Event::Eval(record) => {
                 self.metrics.eval(record)?;
                 self.events.eval(record).map_err(|e| Error::io(self.events.path(), e))?;
-                self.keep(&Record::Eval(record.clone()));
+                self.records.push(Record::Eval(record.clone()));
                 self.draw()?;
+            }
+            Event::RolledBack(step) => {
+                self.metrics = MetricsLog::open(&self.dir, Some(step))?;
+                self.events = EventLog::open(&self.dir, Some(step)).map_err(|e| Error::io(&self.dir, e))?;
+                self.records.retain(|record| record.step() <= step);
             }
             Event::Saved(_) | Event::Notice(_) => {}
         }

@@ -17,6 +17,9 @@ pub struct Facts {
     pub memory: Option<u64>,
     /// Peak FLOPs a second in the run's dtype, where it was measured.
     pub peak_flops: Option<f64>,
+    /// Rows at once of the run that is continued: what fitted then is kept, whatever memory is free now, since another
+    /// division of a step sums in another order.
+    pub earlier_micro_batch: Option<usize>,
 }
 
 /// A run, with nothing left to decide.
@@ -46,23 +49,16 @@ impl Resolved {
     /// # Errors
     /// For any value or combination that cannot run: key, value, reason and a working value.
     pub fn new(mut run: RunConfig, config: &dyn ModelConfig, specs: &[ParamSpec], facts: Facts) -> Result<Self> {
-        run.optimizer.validate()?;
+        run.validate()?;
         config.check_training()?;
         let shape = config.shape();
         let (batch, context) = (run.train.batch_size, run.data.context_length);
-        if batch == 0 {
-            return Err(Error::config("train.batch_size", 0, "must be at least 1, e.g. 8"));
-        }
         if context > shape.max_positions {
             let reason = format!("the model has {0} positions; at most {0}", shape.max_positions);
             return Err(Error::config("data.context_length", context, reason));
         }
-        if !(run.objective.z_loss.is_finite() && run.objective.z_loss >= 0.0) {
-            return Err(Error::config("objective.z_loss", run.objective.z_loss, "must be 0 or positive, e.g. 1e-4"));
-        }
         let steps = steps(&run, facts.rows_per_epoch)?;
         run.schedule.validate(steps).map_err(|e| Error::config(&format!("schedule.{}", e.key), e.value, e.reason))?;
-        run.anomaly.validate().map_err(|e| Error::config(&format!("anomaly.{}", e.key), e.value, e.reason))?;
         let warmup_steps = run.schedule.warmup(steps);
         run.schedule.warmup_steps = Some(warmup_steps);
         let mut shape = StepShape {
@@ -71,19 +67,11 @@ impl Resolved {
             dtype: run.train.dtype,
             checkpointing: run.train.activation_checkpointing,
         };
-        let micro = match run.train.micro_batch_size {
-            Some(0) => return Err(Error::config("train.micro_batch_size", 0, "must be at least 1")),
-            Some(rows) if !batch.is_multiple_of(rows) => {
-                let near = (1..=rows.min(batch)).rev().find(|d| batch.is_multiple_of(*d)).unwrap_or(1);
-                let reason = format!("does not divide train.batch_size = {batch}; e.g. {near}");
-                return Err(Error::config("train.micro_batch_size", rows, reason));
-            }
-            Some(rows) => rows,
-            None => {
-                let budget = facts.memory.map_or(u64::MAX, |bytes| bytes / 10 * 8);
-                fitting_micro_batch(config, specs, batch, shape, budget)
-            }
-        };
+        let earlier = facts.earlier_micro_batch.filter(|&rows| rows > 0 && batch.is_multiple_of(rows));
+        let micro = run.train.micro_batch_size.or(earlier).unwrap_or_else(|| {
+            let budget = facts.memory.map_or(u64::MAX, |bytes| bytes / 10 * 8);
+            fitting_micro_batch(config, specs, batch, shape, budget)
+        });
         shape.micro_batch_size = micro;
         Ok(Self {
             steps,
@@ -111,24 +99,20 @@ impl Resolved {
 fn steps(run: &RunConfig, rows_per_epoch: u64) -> Result<u64> {
     let rows = run.train.batch_size as u64;
     let tokens_per_step = rows * run.data.context_length as u64;
-    let given = [run.train.steps.is_some(), run.train.tokens.is_some(), run.train.epochs.is_some()];
-    if given.iter().filter(|given| **given).count() != 1 {
-        let reason = "exactly one of train.steps, train.tokens and train.epochs must be set, e.g. steps = 1000";
-        let value = if given.contains(&true) { "several" } else { "none" };
-        return Err(Error::config("train.steps", value, reason));
-    }
     let steps = match (run.train.steps, run.train.tokens, run.train.epochs) {
         (Some(steps), _, _) => steps,
         (_, Some(tokens), _) => tokens.div_ceil(tokens_per_step.max(1)),
-        (_, _, Some(epochs)) if epochs.is_finite() && epochs > 0.0 => {
-            (epochs * rows_per_epoch as f64 / rows as f64).ceil() as u64
-        }
-        (_, _, epochs) => {
-            return Err(Error::config("train.epochs", epochs.unwrap_or(0.0), "must be a positive number, e.g. 1"));
-        }
+        (_, _, Some(epochs)) => (epochs * rows_per_epoch as f64 / rows as f64).ceil() as u64,
+        (None, None, None) => 0,
     };
+    let too_many = |steps: u64| steps.checked_mul(tokens_per_step).is_none_or(|tokens| tokens > i64::MAX as u64);
     match steps {
         0 => Err(Error::config("train.steps", 0, "must be at least 1")),
+        steps if too_many(steps) => {
+            let reason = format!("are more tokens than can be counted at {tokens_per_step} a step");
+            let key = if run.train.epochs.is_some() { "train.epochs" } else { "train.steps" };
+            Err(Error::config(key, format!("{steps} steps"), reason))
+        }
         steps => Ok(steps),
     }
 }

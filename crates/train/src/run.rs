@@ -1,6 +1,7 @@
 //! From a run file to a trainer: finds the tokenizer, the data and the model, and resolves the rest.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tallow_data::{CacheOptions, Loader, LoaderOptions, PrepareOptions, TokenDataset, cached_prepare};
@@ -11,6 +12,8 @@ use tallow_tokenizer::Tokenizer;
 use crate::checkpoint::Checkpoints;
 use crate::config::RunConfig;
 use crate::evaluate::Validation;
+use crate::output::{self, OutputClaim};
+use crate::progress::{format_bytes, format_count};
 use crate::resolve::{Facts, Resolved};
 use crate::trainer::Trainer;
 use crate::{Error, Result, memory};
@@ -23,11 +26,25 @@ pub struct From {
     pub tokenizer: std::result::Result<Tokenizer, String>,
 }
 
+/// How a run is prepared.
+#[derive(Default)]
+pub struct PrepareRun<'a> {
+    /// The existing model that `model.from` names.
+    pub from: Option<From>,
+    /// Peak FLOPs a second in the run's dtype, for the utilisation in the metrics.
+    pub peak_flops: Option<f64>,
+    /// Whether the run in the output directory, if there is one, is to be continued.
+    pub resume: bool,
+    /// Gets a line about long work now and then.
+    pub progress: Option<&'a mut dyn FnMut(&str)>,
+}
+
 /// A run that has been found possible, and nothing allocated yet.
 pub struct Run {
     /// The run file with nothing left to decide.
     pub resolved: Resolved,
     output: PathBuf,
+    resume: bool,
     config: Box<dyn ModelConfig>,
     config_value: Value,
     specs: Vec<ParamSpec>,
@@ -40,34 +57,30 @@ pub struct Run {
 impl Run {
     /// Finds everything that `config` names (paths relative to `base`) and checks that it fits together.
     ///
-    /// Raw text in `data` is prepared here on first use; `progress` gets a line about it now and then.
+    /// Raw text in `data` is prepared here on first use. Nothing is written to the output directory yet.
     ///
     /// # Errors
     /// For anything missing, malformed or contradictory.
-    pub fn prepare(
-        config: RunConfig,
-        base: &Path,
-        from: Option<From>,
-        peak_flops: Option<f64>,
-        progress: &mut dyn FnMut(&str),
-    ) -> Result<Self> {
-        let output = config.output.as_ref().ok_or_else(|| {
-            Error::config("output", "(missing)", "the run needs a directory, e.g. output = \"runs/first\"")
-        })?;
-        let output = RunConfig::at(base, output);
-        if config.data.train.is_empty() {
-            let reason = "at least one folder of shards or text file is needed, e.g. [\"data/train\"]";
-            return Err(Error::config("data.train", "[]", reason));
+    pub fn prepare(config: RunConfig, base: &Path, how: PrepareRun) -> Result<Self> {
+        let PrepareRun { from, peak_flops, resume, progress } = how;
+        config.validate()?;
+        let output = RunConfig::at(base, config.output.as_deref().unwrap_or(Path::new("")));
+        if !resume {
+            output::refuse_other_run(&output)?;
         }
+        let silent: &mut dyn FnMut(&str) = &mut |_| ();
+        let progress = progress.unwrap_or(silent);
         let tokenizer = tokenizer(&config, base, from.as_ref())?;
-        let train = open_data(&config, &config.data.train, base, tokenizer.as_ref(), progress)?;
-        let validation = match config.data.valid.is_empty() {
-            true => None,
-            false => Some(open_data(&config, &config.data.valid, base, tokenizer.as_ref(), progress)?),
+        let train = open_data("data.train", &config.data.train, &config, base, tokenizer.as_ref(), progress)?;
+        let validation = match config.data.valid.as_slice() {
+            [] => None,
+            paths => Some(open_data("data.valid", paths, &config, base, tokenizer.as_ref(), progress)?),
         };
-        let vocab = Vocabulary::of(&train, tokenizer.as_ref())?;
+        let vocab = Vocabulary::of(&train, &config, tokenizer.as_ref())?;
         if let Some(valid) = &validation {
-            vocab.check(valid, "data.valid")?;
+            vocab.check(valid, "data.valid", &config.data.valid)?;
+            // Data with nothing to predict is found now, not at the first validation.
+            valid.sequential(config.data.context_length, 1)?;
         }
         let config_value = model_value(&config, base, from.as_ref(), &vocab)?;
         let parsed = parse_config_strict(&config_value)?;
@@ -88,10 +101,15 @@ impl Run {
             ..LoaderOptions::default()
         };
         let loader = Loader::new(train, options)?;
-        let facts = Facts { rows_per_epoch: loader.rows_per_epoch(), memory: memory::available(), peak_flops };
+        let facts = Facts {
+            rows_per_epoch: loader.rows_per_epoch(),
+            memory: memory::available(),
+            peak_flops,
+            earlier_micro_batch: if resume { output::earlier_micro_batch(&output) } else { None },
+        };
         let resolved = Resolved::new(config, model.as_ref(), &specs, facts)?;
         let from = from.map(|from| from.checkpoint);
-        Ok(Self { resolved, output, config: model, config_value, specs, from, tokenizer, loader, validation })
+        Ok(Self { resolved, output, resume, config: model, config_value, specs, from, tokenizer, loader, validation })
     }
 
     /// The run directory.
@@ -124,22 +142,38 @@ impl Run {
         self.loader.dataset().num_tokens()
     }
 
-    /// Refuses a directory that holds another run, unless this one continues it; creates it otherwise, and writes
-    /// `resolved.toml`.
+    /// Notes about the run that the user should read before it starts.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices = vec![];
+        if self.tokenizer.is_none() {
+            let way_out = "generating from text will need one; set tokenizer.path";
+            notices.push(format!("note: without a tokenizer the model is saved without one, and {way_out}"));
+        }
+        notices
+    }
+
+    /// Takes the output directory for this process: refuses it if it holds another run (unless this one continues it),
+    /// if another process writes to it, or if what is to be continued is another model.
     ///
     /// # Errors
     /// If the directory cannot be used.
-    pub fn claim_output(&self, resume: bool) -> Result<()> {
-        let path = self.output.join("resolved.toml");
-        if path.exists() && !resume {
-            let reason = "holds another run; continue it with --resume, or choose another `output`";
-            return Err(Error::Output { path: self.output.clone(), reason: reason.into() });
+    pub fn claim(&self) -> Result<OutputClaim> {
+        OutputClaim::new(&self.output, self.resume, &self.resolved)
+    }
+
+    /// Refuses what this machine has no memory for whatever the batch: weights, gradients and optimizer.
+    fn check_memory(&self) -> Result<()> {
+        let plan = &self.resolved.memory;
+        let (needed, available) = (plan.weights + plan.gradients + plan.optimizer, memory::available());
+        match available {
+            Some(available) if needed > available => {
+                let value = format!("{} parameters", format_count(self.resolved.params));
+                let (needed, available) = (format_bytes(needed), format_bytes(available));
+                let reason = format!("weights, gradients and optimizer need {needed} of memory; {available} are free");
+                Err(Error::config("model", value, reason))
+            }
+            _ => Ok(()),
         }
-        std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
-        let text = toml::to_string(&self.resolved)
-            .map_err(|e| Error::Output { path: path.clone(), reason: format!("cannot be written as TOML: {e}") })?;
-        tallow_formats::atomic_write(&path, text.as_bytes())?;
-        Ok(())
     }
 
     /// Builds the model and everything around it.
@@ -147,6 +181,7 @@ impl Run {
     /// # Errors
     /// If the weights cannot be read, or memory cannot be allocated.
     pub fn into_trainer(self) -> Result<Trainer> {
+        self.check_memory()?;
         let random = RandomInit { seed: self.resolved.run.seed };
         let fill: &dyn Fill = match &self.from {
             Some(checkpoint) => checkpoint,
@@ -163,7 +198,12 @@ impl Run {
 
 fn tokenizer(config: &RunConfig, base: &Path, from: Option<&From>) -> Result<Option<Tokenizer>> {
     if let Some(path) = &config.tokenizer.path {
-        return Ok(Some(Tokenizer::from_path(RunConfig::at(base, path))?));
+        let found = RunConfig::at(base, path);
+        if !found.exists() {
+            let reason = format!("{}: there is no such file; train one with `tallow tokenizer train`", found.display());
+            return Err(Error::config("tokenizer.path", path.display(), reason));
+        }
+        return Ok(Some(Tokenizer::from_path(found)?));
     }
     match from.map(|from| &from.tokenizer) {
         Some(Ok(tokenizer)) => Ok(Some(tokenizer.clone())),
@@ -174,8 +214,9 @@ fn tokenizer(config: &RunConfig, base: &Path, from: Option<&From>) -> Result<Opt
 
 /// Opens folders of shards; prepares raw text first.
 fn open_data(
-    config: &RunConfig,
+    key: &str,
     paths: &[PathBuf],
+    config: &RunConfig,
     base: &Path,
     tokenizer: Option<&Tokenizer>,
     progress: &mut dyn FnMut(&str),
@@ -184,7 +225,17 @@ fn open_data(
     let mut raw = vec![];
     for path in paths {
         let path = RunConfig::at(base, path);
-        if path.join("index.json").is_file() { dirs.push(path) } else { raw.push(path) }
+        if path.join("index.json").is_file() {
+            dirs.push(path);
+        } else if path.join("train/index.json").is_file() {
+            let reason = format!("{0} holds splits: name {0}/train or {0}/valid", path.display());
+            return Err(Error::config(key, shown(paths), reason));
+        } else if path.exists() {
+            raw.push(path);
+        } else {
+            let reason = format!("{}: there is no such file or folder", path.display());
+            return Err(Error::config(key, shown(paths), reason));
+        }
     }
     if !raw.is_empty() {
         let Some(tokenizer) = tokenizer else {
@@ -193,13 +244,25 @@ fn open_data(
         };
         let options = PrepareOptions { field: config.data.text_field.clone(), ..PrepareOptions::default() };
         let cache = CacheOptions { root: base.join(".tallow-cache"), prepare: options };
+        let mut last: Option<Instant> = None;
         let prepared = cached_prepare(&raw, tokenizer, &cache, &mut |p| {
-            progress(&format!("preparing text: {} documents, {} MB", p.documents, p.bytes / 1_000_000));
+            if last.is_none_or(|last| last.elapsed() >= PROGRESS_EVERY) {
+                last = Some(Instant::now());
+                progress(&format!("preparing {key}: {} documents, {}", p.documents, format_bytes(p.bytes)));
+            }
         })?;
         dirs.push(prepared);
     }
     Ok(TokenDataset::open(&dirs)?)
 }
+
+/// Paths as the run file writes them.
+fn shown(paths: &[PathBuf]) -> String {
+    format!("{paths:?}")
+}
+
+/// Lines about the preparation of text come at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 /// What the data's and the tokenizer's vocabulary is, once they agree.
 struct Vocabulary {
@@ -210,7 +273,7 @@ struct Vocabulary {
 }
 
 impl Vocabulary {
-    fn of(train: &TokenDataset, tokenizer: Option<&Tokenizer>) -> Result<Self> {
+    fn of(train: &TokenDataset, config: &RunConfig, tokenizer: Option<&Tokenizer>) -> Result<Self> {
         let vocab = Self {
             size: train.vocab_size(),
             fingerprint: train.tokenizer_fingerprint().to_owned(),
@@ -221,15 +284,19 @@ impl Vocabulary {
             && tokenizer.fingerprint() != vocab.fingerprint
         {
             let reason = "data.train was prepared with another tokenizer; prepare it again with this one";
-            return Err(Error::config("tokenizer.path", "", reason));
+            let (key, value) = match (&config.tokenizer.path, &config.model.from) {
+                (Some(path), _) => ("tokenizer.path", path.display().to_string()),
+                (None, from) => ("model.from", from.clone().unwrap_or_default()),
+            };
+            return Err(Error::config(key, value, reason));
         }
         Ok(vocab)
     }
 
-    fn check(&self, dataset: &TokenDataset, key: &str) -> Result<()> {
+    fn check(&self, dataset: &TokenDataset, key: &str, paths: &[PathBuf]) -> Result<()> {
         if dataset.tokenizer_fingerprint() != self.fingerprint {
             let reason = "was prepared with another tokenizer than data.train; prepare it again with the same";
-            return Err(Error::config(key, "", reason));
+            return Err(Error::config(key, shown(paths), reason));
         }
         Ok(())
     }
@@ -239,17 +306,9 @@ impl Vocabulary {
 fn model_value(config: &RunConfig, base: &Path, from: Option<&From>, vocab: &Vocabulary) -> Result<Value> {
     let section = &config.model;
     let mut keys = match (&section.preset, from) {
+        (_, Some(from)) => from.checkpoint.config().to_hf().as_object().cloned().unwrap_or_default(),
         (Some(preset), None) => Preset::find(preset, base)?.keys,
-        (None, Some(from)) => from.checkpoint.config().to_hf().as_object().cloned().unwrap_or_default(),
-        (Some(preset), Some(_)) => {
-            return Err(Error::config("model.preset", preset, "and model.from exclude each other; remove one"));
-        }
-        (None, None) if section.overrides.contains_key("architectures") => serde_json::Map::new(),
-        (None, None) => {
-            let known = tallow_models::preset_names().collect::<Vec<_>>().join(", ");
-            let reason = format!("a preset ({known}), model.from or architectures is needed");
-            return Err(Error::config("model.preset", "(missing)", reason));
-        }
+        (None, None) => serde_json::Map::new(),
     };
     keys.extend(section.overrides.clone());
     if from.is_none() {

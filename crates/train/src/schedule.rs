@@ -4,30 +4,34 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-/// `[schedule]`: how the learning rate moves from step to step.
-///
-/// With `s` the step from 0, `w` the warm-up steps, `n` all steps, `r` the final ratio and
-/// `p = (s - w) / max(1, n - w)`, the rate is the optimizer's `lr` times:
-///
-/// | kind | factor |
-/// |---|---|
-/// | any, `s < w` | `(s + 1) / w` |
-/// | `cosine` | `r + (1 - r) * (1 + cos(pi * p)) / 2` |
-/// | `linear` | `1 - (1 - r) * p` |
-/// | `wsd` | 1, then over the last `decay_fraction` of all steps linearly down to `r` |
-/// | `constant` | 1 |
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ScheduleConfig {
-    /// `cosine` (default), `linear`, `wsd` or `constant`.
-    pub kind: ScheduleKind,
-    /// Steps of linear warm-up from near 0 to the full rate. Unset: 2% of all steps. 0: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup_steps: Option<u64>,
-    /// The rate at the end as a part of the full rate, from 0 to 1 (default 0.1). `constant` takes no notice of it.
-    pub final_lr_ratio: f64,
-    /// `wsd` only: the part of all steps, at the end, over which the rate falls; above 0, at most 1 (default 0.2).
-    pub decay_fraction: f64,
+use crate::reference::documented;
+
+documented! {
+    /// `[schedule]`: how the learning rate moves from step to step.
+    ///
+    /// With `s` the step from 0, `w` the warm-up steps, `n` all steps, `r` the final ratio and
+    /// `p = (s - w) / max(1, n - w)`, the rate is the optimizer's `lr` times:
+    ///
+    /// | kind | factor |
+    /// |---|---|
+    /// | any, `s < w` | `(s + 1) / w` |
+    /// | `cosine` | `r + (1 - r) * (1 + cos(pi * p)) / 2` |
+    /// | `linear` | `1 - (1 - r) * p` |
+    /// | `wsd` | 1, then over the last `decay_fraction` of all steps linearly down to `r` |
+    /// | `constant` | 1 |
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct ScheduleConfig {
+        /// `cosine` (default), `linear`, `wsd` or `constant`.
+        pub kind: ScheduleKind,
+        /// Steps of linear warm-up from near 0 to the full rate. Unset: 2% of all steps. 0: none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub warmup_steps: Option<u64>,
+        /// The rate at the end as a part of the full rate, from 0 to 1 (default 0.1). `constant` takes no notice of it.
+        pub final_lr_ratio: f64,
+        /// `wsd` only: the part of all steps, at the end, over which the rate falls; above 0, at most 1 (default 0.2).
+        pub decay_fraction: f64,
+    }
 }
 
 impl Default for ScheduleConfig {

@@ -1,6 +1,6 @@
 //! The training loop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{DType, Device};
@@ -29,7 +29,9 @@ pub enum Event<'a> {
     /// The validation data was scored.
     Eval(&'a EvalRecord),
     /// A checkpoint was written.
-    Saved(&'a std::path::Path),
+    Saved(&'a Path),
+    /// The run went back to the state after this many steps: what was recorded past it is void.
+    RolledBack(u64),
     /// Something that the user should read.
     Notice(String),
 }
@@ -120,10 +122,10 @@ impl Trainer {
         Ok(true)
     }
 
-    fn restore(&mut self, path: &std::path::Path) -> Result<()> {
+    fn restore(&mut self, path: &Path) -> Result<()> {
         self.state = self.checkpoints.restore(path, &self.store, &self.optimizer, &self.loader)?;
         if let Some(anomaly) = self.state.anomaly.clone() {
-            self.anomaly = anomaly;
+            self.anomaly = anomaly.with_config(self.resolved.run.anomaly.clone());
         }
         Ok(())
     }
@@ -148,13 +150,13 @@ impl Trainer {
             }
             let grad_norm = self.optimizer.grad_norm(&self.store)?;
             let lr = self.resolved.lr(self.state.step);
-            let verdict = self.anomaly.observe(self.state.step, sums.mean(), grad_norm);
+            let verdict = self.anomaly.observe(sums.mean(), grad_norm);
             let skipped = !matches!(verdict, Verdict::Ok);
             match verdict {
                 Verdict::Ok => self.optimizer.step(&self.store, lr, self.state.updates + 1, grad_norm)?,
-                Verdict::Skip { reason } => self.skip(reason, observer)?,
+                Verdict::Skip { reason } => self.skip(&reason, observer)?,
                 Verdict::Rollback { reason } => {
-                    self.roll_back(reason, observer)?;
+                    self.roll_back(&reason, observer)?;
                     batches = self.prefetch();
                     continue;
                 }
@@ -162,15 +164,23 @@ impl Trainer {
             }
             self.advance(&batch, skipped);
             let seconds = started.elapsed().as_secs_f64();
-            observer.event(Event::Step(&self.record(sums, lr, grad_norm, seconds, skipped)))?;
-            if self.due(self.resolved.run.eval.every) || self.state.step == total {
-                self.validate(observer)?;
-            }
-            if self.due(self.resolved.run.checkpoint.every) || self.state.step == total {
+            let record = self.record(sums, lr, grad_norm, seconds, skipped);
+            self.tell(observer, Event::Step(&record))?;
+            let last = self.state.step == total;
+            let best = (self.due(self.resolved.run.eval.every) || last) && self.validate(observer)?;
+            if best || last || self.due(self.resolved.run.checkpoint.every) {
                 self.save(observer)?;
             }
         }
         Ok(Finish::Complete)
+    }
+
+    /// Tells the observer; if it cannot take it, what was learnt is saved before the run ends.
+    fn tell(&mut self, observer: &mut dyn Observer, event: Event) -> Result<()> {
+        observer.event(event).inspect_err(|_| {
+            // The observer's error is the one to report, whether or not the checkpoint can be written.
+            let _ = self.write_checkpoint();
+        })
     }
 
     /// Gradients of the mean loss over all targets of the batch, whatever its micro-batches.
@@ -217,25 +227,35 @@ impl Trainer {
     }
 
     /// Throws away the step's gradient.
-    fn skip(&mut self, reason: String, observer: &mut dyn Observer) -> Result<()> {
+    fn skip(&mut self, reason: &str, observer: &mut dyn Observer) -> Result<()> {
+        self.forget_gradient()?;
+        self.tell(observer, Event::Notice(format!("step {}: {reason}; the step is skipped", self.state.step + 1)))
+    }
+
+    fn forget_gradient(&self) -> Result<()> {
         for grad in self.store.buckets().iter().filter_map(|b| b.grad.as_ref()) {
             tallow_ops::fill_zero(grad)?;
         }
-        observer.event(Event::Notice(format!("step {}: {reason}; the step is skipped", self.state.step + 1)))
+        Ok(())
     }
 
     /// Returns to the newest checkpoint and goes on behind the data that went wrong.
-    fn roll_back(&mut self, reason: String, observer: &mut dyn Observer) -> Result<()> {
-        let (step, behind) = (self.state.step, self.state.next_sample + self.resolved.run.train.batch_size as u64);
-        let anomaly = self.anomaly.clone();
-        self.skip(reason.clone(), observer)?;
+    fn roll_back(&mut self, reason: &str, observer: &mut dyn Observer) -> Result<()> {
+        let (step, behind) = (self.state.step + 1, self.state.next_sample + self.resolved.run.train.batch_size as u64);
+        self.forget_gradient()?;
         let Some((path, _)) = self.checkpoints.newest()? else {
-            return Err(self.diverged(format!("{reason}, and there is no checkpoint to roll back to")));
+            let way_out = "save one earlier with checkpoint.every";
+            return Err(self.diverged(format!("{reason}, and there is no checkpoint to roll back to; {way_out}")));
         };
+        // What the detector has seen stays: it must count this rollback.
+        let (anomaly, elapsed_before) = (self.anomaly.clone(), self.state.elapsed_before);
         self.restore(&path)?;
-        self.state.next_sample = behind;
         self.anomaly = anomaly;
-        let notice = format!("step {step}: rolled back to step {}, its data is left out", self.state.step);
+        self.state.elapsed_before = elapsed_before;
+        self.state.next_sample = behind;
+        let back_at = self.state.step;
+        let notice = format!("step {step}: {reason}; rolled back to step {back_at}, the data since is left out");
+        observer.event(Event::RolledBack(back_at))?;
         observer.event(Event::Notice(notice))
     }
 
@@ -268,14 +288,18 @@ impl Trainer {
         }
     }
 
-    fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let Some(validation) = &self.validation else { return Ok(()) };
+    /// Scores the validation data; whether it never was better.
+    fn validate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let Some(validation) = &self.validation else { return Ok(false) };
         let score = validation.score(self.model.as_ref(), self.resolved.micro_batch_size, &self.device)?;
-        if self.state.best_loss.is_none_or(|best| score.loss < best) {
+        let best = self.state.best_loss.is_none_or(|best| score.loss < best);
+        if best {
             self.state.best_loss = Some(score.loss);
             self.state.best_step = Some(self.state.step);
         }
-        observer.event(Event::Eval(&score.record(self.state.step)))
+        let record = score.record(self.state.step);
+        self.tell(observer, Event::Eval(&record))?;
+        Ok(best)
     }
 
     /// Writes a checkpoint now.
@@ -283,19 +307,23 @@ impl Trainer {
     /// # Errors
     /// If it cannot be written; earlier checkpoints are as they were.
     pub fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        let path = self.write_checkpoint()?;
+        observer.event(Event::Saved(&path))?;
+        Ok(path)
+    }
+
+    fn write_checkpoint(&mut self) -> Result<PathBuf> {
         self.state.anomaly = Some(self.anomaly.clone());
         let elapsed = self.state.elapsed_before + self.started.elapsed().as_secs_f64();
         let state = TrainState { elapsed_before: elapsed, ..self.state.clone() };
-        let path = self.checkpoints.save(&state, &self.store, &self.optimizer)?;
-        observer.event(Event::Saved(&path))?;
-        Ok(path)
+        self.checkpoints.save(&state, &self.store, &self.optimizer)
     }
 
     /// Writes the model and its tokenizer as a Hugging Face directory.
     ///
     /// # Errors
     /// If it cannot be written; what was there before is as it was.
-    pub fn save_final(&self, path: &std::path::Path) -> Result<()> {
+    pub fn save_final(&self, path: &Path) -> Result<()> {
         self.checkpoints.save_final(path, &self.store)
     }
 }

@@ -5,7 +5,8 @@ use std::io::Write;
 use clap::Args;
 use serde_json::json;
 use tallow_engine::{FinishReason, GenerateOptions, generate};
-use tallow_sampler::{SamplerOptions, StopMatcher};
+use tallow_sampler::{SamplerError, SamplerOptions, StopMatcher};
+use tallow_tokenizer::DecodeStream;
 
 use super::model::ModelArgs;
 use crate::exit;
@@ -21,7 +22,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The text to continue
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true, value_name = "TEXT")]
     prompt: String,
     /// The most tokens to generate
     #[arg(long, default_value_t = 128)]
@@ -54,7 +55,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
     logit_bias: Vec<(u32, f32)>,
     /// Ends the text before this string; may be repeated
-    #[arg(long, value_name = "STRING")]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Same seed, same text
     #[arg(long, default_value_t = 0)]
@@ -94,60 +95,109 @@ impl GenerateArgs {
 /// Runs `tallow generate`.
 pub fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let sampler = args.sampler();
-    sampler.validate().map_err(|e| exit::usage(e.to_string()))?;
+    sampler.validate().map_err(usage_of_sampler)?;
+    let stops = StopMatcher::new(&args.stop, &[]).map_err(usage_of_sampler)?;
     let model = args.model.open()?;
     let tokenizer = model.tokenizer()?;
     let prompt = tokenizer.encode(&args.prompt, !args.no_bos)?;
     let options = GenerateOptions { max_tokens: args.max_tokens, sampler, stop_ids: model.stop_ids() };
     let mut stream = tokenizer.decode_stream(true);
-    let mut stops = StopMatcher::new(&args.stop, &[]).map_err(|e| exit::usage(e.to_string()))?;
-    let mut text = String::new();
-    let mut failure = None;
-    let mut emit = |piece: &str| -> std::io::Result<()> {
-        text.push_str(piece);
-        if !args.json {
-            let mut out = std::io::stdout().lock();
-            out.write_all(piece.as_bytes())?;
-            out.flush()?;
-        }
-        Ok(())
-    };
-    if !args.json {
-        print!("{}", args.prompt);
+    // A first word loses its space in some vocabularies: the stream must know that this one is not the first.
+    if let Some(&last) = prompt.last() {
+        stream.push(last)?;
     }
-    let mut on_token = |id: u32| -> anyhow::Result<bool> {
-        if let Some(piece) = stream.push(id)? {
-            emit(&stops.push(&piece).text)?;
-        }
-        Ok(!stops.is_stopped())
-    };
+    let mut writer = Writer { text: String::new(), shown: !args.json, stream, stops };
+    if !args.json {
+        show(&args.prompt)?;
+    }
+    let mut failure = None;
     let out = generate(model.decoder(), model.device(), &prompt, &options, &mut |id| {
-        on_token(id).unwrap_or_else(|error| {
+        writer.token(id).unwrap_or_else(|error| {
             failure = Some(error);
             false
         })
-    })?;
+    });
     if let Some(error) = failure {
         return Err(error);
     }
-    let stopped = stops.is_stopped();
-    if !stopped {
-        let rest = stream.flush()?.unwrap_or_default();
-        emit(&stops.push(&rest).text)?;
-        emit(&stops.finish())?;
-    }
-    let finish_reason = if stopped || stops.is_stopped() { FinishReason::Stop } else { out.finish_reason };
+    let out = out.map_err(usage_of_engine)?;
+    writer.finish()?;
+    let finish_reason = if writer.stops.is_stopped() { FinishReason::Stop } else { out.finish_reason };
     if args.json {
         let answer = json!({
-            "text": text,
+            "text": writer.text,
             "ids": out.ids,
             "finish_reason": finish_reason,
             "prompt_tokens": prompt.len(),
             "completion_tokens": out.ids.len(),
         });
-        println!("{answer}");
+        writeln!(std::io::stdout(), "{answer}")?;
     } else {
-        println!();
+        show("\n")?;
     }
     Ok(())
+}
+
+/// Turns ids into text, stops at stop strings, and shows what is certain.
+struct Writer {
+    text: String,
+    shown: bool,
+    stream: DecodeStream,
+    stops: StopMatcher,
+}
+
+impl Writer {
+    /// Takes the next id; whether to go on.
+    fn token(&mut self, id: u32) -> anyhow::Result<bool> {
+        if let Some(piece) = self.stream.push(id)? {
+            let certain = self.stops.push(&piece).text;
+            self.emit(&certain)?;
+        }
+        Ok(!self.stops.is_stopped())
+    }
+
+    /// What was held back, as half a character or as the beginning of a stop string.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        if self.stops.is_stopped() {
+            return Ok(());
+        }
+        let rest = self.stream.flush()?.unwrap_or_default();
+        let mut rest = self.stops.push(&rest).text;
+        rest.push_str(&self.stops.finish());
+        Ok(self.emit(&rest)?)
+    }
+
+    fn emit(&mut self, piece: &str) -> std::io::Result<()> {
+        self.text.push_str(piece);
+        if self.shown { show(piece) } else { Ok(()) }
+    }
+}
+
+fn show(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// A wrong option is the user's to mend: the flag by its own name.
+fn usage_of_sampler(error: SamplerError) -> anyhow::Error {
+    match error {
+        SamplerError::InvalidOption { key, value, reason, working } => {
+            let flag = key.replace('_', "-");
+            exit::usage(format!("--{flag} {value}: {reason}; for example --{flag} {working}"))
+        }
+        other => exit::usage(other.to_string()),
+    }
+}
+
+fn usage_of_engine(error: tallow_engine::Error) -> anyhow::Error {
+    use tallow_engine::Error::{Empty, Sampler};
+    match error {
+        Sampler(SamplerError::UnknownToken { what: "logit_bias", id, vocab_size }) => {
+            let last = vocab_size.saturating_sub(1);
+            exit::usage(format!("--logit-bias names token {id}, but the model's ids are 0 to {last}"))
+        }
+        Empty { .. } => exit::usage("--prompt: there is no token to continue; give some text".into()),
+        other => other.into(),
+    }
 }

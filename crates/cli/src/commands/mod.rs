@@ -11,5 +11,6 @@ pub mod model;
 pub mod plan;
 pub mod pretrain;
 pub mod quickstart;
+pub mod reference;
 pub mod score;
 pub mod tokenizer;

@@ -1,11 +1,13 @@
 //! `tallow plan`: what a run will take, before anything runs.
 
+use std::io::Write;
+
 use clap::Args;
 use serde_json::json;
-use tallow_train::memory;
 use tallow_train::progress::{format_bytes, format_count, format_duration};
+use tallow_train::{Run, memory};
 
-use super::pretrain::RunFile;
+use super::pretrain::{RunFile, peak_flops};
 
 /// Arguments of `tallow plan`.
 #[derive(Args)]
@@ -28,15 +30,16 @@ const EXPECTED_SHARE: f64 = 0.6;
 
 /// Runs `tallow plan`.
 pub fn run(args: PlanArgs) -> anyhow::Result<()> {
-    let run = args.file.prepare()?;
+    let run = args.file.prepare(true)?;
     let resolved = &run.resolved;
     let memory = &resolved.memory;
     let flops = resolved.flops_per_token * resolved.tokens() as f64;
-    let peak = tallow_kernels::peak::f32_flops();
+    let peak = peak_flops(resolved.run.train.dtype);
     let seconds = flops / (peak * EXPECTED_SHARE);
     let available = memory::available();
     if args.json {
         let plan = json!({
+            "ranks": 1,
             "params": resolved.params,
             "steps": resolved.steps,
             "tokens": resolved.tokens(),
@@ -52,21 +55,31 @@ pub fn run(args: PlanArgs) -> anyhow::Result<()> {
             "peak_flops": peak,
             "expected_s": seconds,
         });
-        println!("{plan}");
+        writeln!(std::io::stdout(), "{plan}")?;
         return Ok(());
     }
+    print_plan(&run, flops, peak, seconds, available)?;
+    Ok(())
+}
+
+fn print_plan(run: &Run, flops: f64, peak: f64, seconds: f64, available: Option<u64>) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let resolved = &run.resolved;
+    let memory = &resolved.memory;
     let run_config = &resolved.run;
     let passes = resolved.tokens() as f64 / run.train_tokens().max(1) as f64;
-    println!("model        {} parameters", format_count(resolved.params));
-    println!(
+    writeln!(out, "model        {} parameters", format_count(resolved.params))?;
+    writeln!(
+        out,
         "data         {} tokens to train on, {} in the run ({passes:.2} passes)",
         format_count(run.train_tokens()),
         format_count(resolved.tokens())
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "steps        {} of {} rows x {} tokens, {} rows at once",
         resolved.steps, run_config.train.batch_size, run_config.data.context_length, resolved.micro_batch_size
-    );
+    )?;
     let buckets = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
@@ -76,21 +89,23 @@ pub fn run(args: PlanArgs) -> anyhow::Result<()> {
         ("program", memory.fixed),
     ];
     for (name, bytes) in buckets {
-        println!("{name:12} {:>10}", format_bytes(bytes));
+        writeln!(out, "{name:12} {:>10}", format_bytes(bytes))?;
     }
     let available_text = available.map_or_else(String::new, |bytes| format!(" of {} available", format_bytes(bytes)));
-    println!("memory       {:>10}{available_text}", format_bytes(memory.total()));
-    println!("compute      {flops:.3e} FLOPs ({:.3e} a token)", resolved.flops_per_token);
-    println!(
+    writeln!(out, "memory       {:>10}{available_text}", format_bytes(memory.total()))?;
+    writeln!(out, "compute      {flops:.3e} FLOPs ({:.3e} a token)", resolved.flops_per_token)?;
+    writeln!(
+        out,
         "time         about {} if {:.0}% of this machine's {:.0} GFLOP/s is reached",
         format_duration(seconds),
         EXPECTED_SHARE * 100.0,
         peak / 1e9
-    );
+    )?;
     if available.is_some_and(|bytes| bytes < memory.total()) {
-        println!(
+        writeln!(
+            out,
             "This does not fit. Smaller train.micro_batch_size or activation_checkpointing = \"blocks\" need less."
-        );
+        )?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! `tallow pretrain`: run a run file.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tallow::open::{OpenFiles, open_files};
-use tallow_train::{Event, Finish, From, Observer, Run, RunConfig};
+use tallow_train::{Event, Finish, From, Observer, PrepareRun, Run, RunConfig, Source, TrainDtype};
 
 use crate::exit;
 use crate::interrupt::Interrupt;
@@ -20,7 +21,10 @@ Examples:
   tallow pretrain --example > run.toml
   tallow pretrain run.toml
   tallow pretrain run.toml --resume
-  tallow pretrain run.toml --set train.steps=200 --set optimizer.lr=3e-4 --set output=runs/second")]
+  tallow pretrain run.toml --set train.steps=200 --set optimizer.lr=3e-4 --set output=runs/second
+
+Ctrl-C and SIGTERM save a checkpoint and leave with 130; a second one leaves at once. The run file's keys are in
+docs/config.md.")]
 pub struct PretrainArgs {
     #[command(flatten)]
     file: RunFile,
@@ -47,39 +51,65 @@ pub struct RunFile {
 }
 
 impl RunFile {
+    /// The run file at `path`, with `set` on top.
+    pub fn new(path: PathBuf, set: Vec<String>) -> Self {
+        Self { path: Some(path), set }
+    }
+
     /// Reads it and finds all that it names. Progress goes to stderr.
-    pub fn prepare(&self) -> anyhow::Result<Run> {
+    pub fn prepare(&self, resume: bool) -> anyhow::Result<Run> {
         let path = self.path.as_deref().unwrap_or(Path::new("run.toml"));
         if !path.is_file() {
             let hint = "write one with `tallow pretrain --example > run.toml`";
             return Err(exit::usage(format!("{}: there is no such file; {hint}", path.display())));
         }
-        let config = RunConfig::load(path, &self.set)?;
-        prepare(config, path.parent().unwrap_or(Path::new("")))
+        let source = Source::read(path, &self.set)?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let run = source.config().and_then(|config| {
+            config.validate()?;
+            prepare(config, base, resume)
+        });
+        // Every error of a key, from wherever it comes, says where the key was written.
+        Ok(run.map_err(|error| source.locate(error))?)
     }
 }
 
 /// Finds all that a run names, with paths relative to `base`.
-pub fn prepare(config: RunConfig, base: &Path) -> anyhow::Result<Run> {
-    let from = match &config.model.from {
-        None => None,
-        Some(from) => {
-            let local = base.join(from);
-            let name = if local.exists() { local.to_string_lossy().into_owned() } else { from.clone() };
-            let OpenFiles { checkpoint, tokenizer } = open_files(&name)?;
-            Some(From { checkpoint, tokenizer })
-        }
-    };
-    Ok(Run::prepare(config, base, from, None, &mut |line| eprintln!("{line}"))?)
+fn prepare(config: RunConfig, base: &Path, resume: bool) -> tallow_train::Result<Run> {
+    let from = config.model.from.as_ref().map(|from| open_from(from, base)).transpose()?;
+    let peak_flops = Some(peak_flops(config.train.dtype));
+    let mut progress = |line: &str| eprintln!("{line}");
+    Run::prepare(config, base, PrepareRun { from, peak_flops, resume, progress: Some(&mut progress) })
+}
+
+/// The existing model that `model.from` names: a path relative to the run file, or whatever `--model` takes.
+fn open_from(from: &str, base: &Path) -> tallow_train::Result<From> {
+    let local = base.join(from);
+    let name = if local.exists() { local.to_string_lossy().into_owned() } else { from.to_owned() };
+    let OpenFiles { checkpoint, tokenizer } = open_files(&name).map_err(|error| tallow_train::Error::Config {
+        at: String::new(),
+        key: "model.from".into(),
+        value: format!("{from:?}"),
+        reason: error.to_string(),
+    })?;
+    Ok(From { checkpoint, tokenizer })
+}
+
+/// This machine's measured peak in the dtype of a run.
+pub fn peak_flops(dtype: TrainDtype) -> f64 {
+    match dtype {
+        TrainDtype::F32 => tallow_kernels::peak::f32_flops(),
+        TrainDtype::Bf16 => tallow_kernels::peak::bf16_flops(),
+    }
 }
 
 /// Runs `tallow pretrain`.
 pub fn run(args: PretrainArgs) -> anyhow::Result<()> {
     if args.example {
-        print!("{EXAMPLE}");
+        std::io::stdout().write_all(EXAMPLE.as_bytes())?;
         return Ok(());
     }
-    let run = args.file.prepare()?;
+    let run = args.file.prepare(args.resume)?;
     let interrupt = Interrupt::listen("saving a checkpoint")?;
     train(run, args.resume, args.json, &interrupt)?;
     Ok(())
@@ -87,31 +117,34 @@ pub fn run(args: PretrainArgs) -> anyhow::Result<()> {
 
 /// Trains a prepared run to its end and writes `final/`; returns that directory.
 pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
-    run.claim_output(resume)?;
+    let claim = run.claim()?;
     let output = run.output().to_path_buf();
     let resolved = run.resolved.clone();
+    let mut notices = Notices(run.notices());
+    notices.0.extend(claim.changes().iter().cloned());
     let mut trainer = run.into_trainer()?;
-    let mut notices = Notices::default();
     let resumed = resume && trainer.resume(&mut notices)?;
-    let from_step = resumed.then(|| trainer.step_index());
+    claim.write_resolved(&resolved)?;
+    // Metrics without a checkpoint are those of steps that run again.
+    let from_step = resume.then(|| trainer.step_index());
     let mut watcher = Watcher::new(&output, &resolved, from_step, json)?;
+    if resume && !resumed {
+        notices.0.push("there is no checkpoint yet: starting from the beginning".into());
+    }
     for notice in notices.0 {
         watcher.event(Event::Notice(notice))?;
     }
-    if resume && !resumed {
-        watcher.event(Event::Notice("there is no checkpoint yet: starting from the beginning".into()))?;
-    }
-    let finish = trainer.train(&mut watcher, &|| interrupt.raised())?;
-    watcher.finish()?;
-    if finish == Finish::Interrupted {
+    let finish = trainer.train(&mut watcher, &|| interrupt.raised());
+    // The curve of a run that failed is the first thing to look at; its error is the one to report.
+    let drawn = watcher.finish();
+    if finish? == Finish::Interrupted {
         eprintln!("stopped at step {}; continue with --resume", trainer.step_index());
         return Err(exit::Interrupted.into());
     }
+    drawn?;
     let final_dir = output.join("final");
     trainer.save_final(&final_dir)?;
-    if !json {
-        eprintln!("wrote {}", final_dir.display());
-    }
+    watcher.done(&final_dir);
     Ok(final_dir)
 }
 

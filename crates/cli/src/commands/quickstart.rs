@@ -44,64 +44,120 @@ pub struct QuickstartArgs {
     overwrite: bool,
 }
 
+/// What a quickstart makes in its directory, besides what a run makes.
+const MADE: [&str; 10] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "data",
+    "corpus",
+    "run.toml",
+    "samples.txt",
+    "resolved.toml",
+    "metrics.jsonl",
+    "checkpoints",
+    "final",
+];
+
 /// Runs `tallow quickstart`.
 pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let out = &args.out;
-    if out.join("resolved.toml").exists() {
-        if !args.overwrite {
-            let hint = "choose another --out, or start anew with --overwrite";
-            return Err(exit::usage(format!("{}: holds an earlier quickstart; {hint}", out.display())));
-        }
-        std::fs::remove_dir_all(out).with_context(|| format!("{}: cannot be removed", out.display()))?;
-    }
+    // Mistakes in `--set` are found before minutes are spent on the data.
+    run_config(&args.set)?.validate().map_err(|error| exit::usage(error.to_string()))?;
+    clear(out, args.overwrite)?;
     std::fs::create_dir_all(out).with_context(|| format!("{}: cannot be made", out.display()))?;
-    let interrupt = Interrupt::listen("saving a checkpoint")?;
+    let interrupt = Interrupt::listen("saving what there is")?;
+    let stop = || if interrupt.raised() { Err(exit::Interrupted.into()) } else { anyhow::Ok(()) };
     let input = if args.input.is_empty() { corpus(out)? } else { args.input.clone() };
 
     eprintln!("1/4 training a tokenizer");
-    let tokenizer_path = out.join("tokenizer.json");
-    let options = TrainOptions { kind: TokenizerKind::Bpe, vocab_size: 4096, ..TrainOptions::default() };
-    let mut failure = None;
-    let documents = documents(&input, ReadOptions::default())?;
-    let texts = documents.map_while(|document| document.map(|d| d.text).map_err(|e| failure = Some(e)).ok());
-    let tokenizer = train(texts, &options, |_| ())?;
-    if let Some(error) = failure {
-        return Err(error.into());
-    }
-    tokenizer.save(&tokenizer_path)?;
+    stop()?;
+    let tokenizer = train_tokenizer(&input, out)?;
 
     eprintln!("2/4 preparing data");
-    let data = out.join("data");
+    stop()?;
     let options = PrepareOptions { valid_fraction: 0.05, overwrite: true, ..PrepareOptions::default() };
-    let report = prepare(&input, &tokenizer, &data, &options, &mut |_| ())?;
+    let report = prepare(&input, &tokenizer, &out.join("data"), &options, &mut |_| ())?;
     eprintln!(
         "    {} documents, {} tokens to train on, {} held out",
         report.documents, report.train.tokens, report.valid.tokens
     );
 
     eprintln!("3/4 training a model");
-    let config = RunConfig::parse(RUN, Path::new("quickstart.toml"), &args.set)?;
-    let config = RunConfig { output: Some(out.clone()), ..rooted(config, out) };
-    let run = pretrain::prepare(config, Path::new(""))?;
-    let model = pretrain::train(run, false, false, &interrupt)?;
+    stop()?;
+    let file = out.join("run.toml");
+    std::fs::write(&file, run_file(&args.set)?).with_context(|| format!("{}: cannot be written", file.display()))?;
+    let run = pretrain::RunFile::new(file.clone(), vec![]).prepare(false)?;
+    let model = pretrain::train(run, false, false, &interrupt).inspect_err(|error| {
+        if error.is::<exit::Interrupted>() {
+            eprintln!("  tallow pretrain {} --resume", file.display());
+        }
+    })?;
 
     eprintln!("4/4 writing");
     write_samples(&model, out)?;
     eprintln!("\ndone in {}", tallow_train::progress::format_duration(started.elapsed().as_secs_f64()));
     eprintln!("  curve      {}", out.join("curve.svg").display());
     eprintln!("  metrics    {}", out.join("metrics.jsonl").display());
+    eprintln!("  run file   {}", file.display());
     eprintln!("  model      {}", model.display());
     eprintln!("  try        tallow generate --model {} --prompt 'My fellow citizens'", model.display());
     Ok(())
 }
 
-/// The run file of the quickstart with its paths in `out`.
-fn rooted(mut config: RunConfig, out: &Path) -> RunConfig {
-    config.tokenizer.path = Some(out.join("tokenizer.json"));
-    config.data.train = vec![out.join("data/train")];
-    config.data.valid = vec![out.join("data/valid")];
-    config
+/// Removes an earlier quickstart, and nothing else that may lie beside it.
+fn clear(out: &Path, overwrite: bool) -> anyhow::Result<()> {
+    if !MADE.iter().any(|name| out.join(name).exists()) {
+        return Ok(());
+    }
+    if !overwrite {
+        let hint = "choose another --out, or start anew with --overwrite";
+        return Err(exit::usage(format!("{}: holds an earlier quickstart; {hint}", out.display())));
+    }
+    let events = |name: &str| name.starts_with("events.out.tfevents.") || name == "curve.svg";
+    for entry in std::fs::read_dir(out)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| MADE.contains(&name) || events(name)) {
+            let path = entry.path();
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.with_context(|| format!("{}: cannot be removed", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn train_tokenizer(input: &[PathBuf], out: &Path) -> anyhow::Result<Tokenizer> {
+    let options = TrainOptions { kind: TokenizerKind::Bpe, vocab_size: 4096, ..TrainOptions::default() };
+    let mut failure = None;
+    let documents = documents(input, ReadOptions::default())?;
+    let texts = documents.map_while(|document| document.map(|d| d.text).map_err(|e| failure = Some(e)).ok());
+    let tokenizer = train(texts, &options, |_| ());
+    match failure {
+        Some(error) => Err(error.into()),
+        None => {
+            let tokenizer = tokenizer?;
+            tokenizer.save(out.join("tokenizer.json"))?;
+            Ok(tokenizer)
+        }
+    }
+}
+
+/// The run of the quickstart, with its paths beside its file.
+fn run_config(set: &[String]) -> anyhow::Result<RunConfig> {
+    let mut config = RunConfig::parse(RUN, Path::new("quickstart"), set)?;
+    config.output.get_or_insert_with(|| ".".into());
+    config.tokenizer.path.get_or_insert_with(|| "tokenizer.json".into());
+    if config.data.train.is_empty() {
+        config.data.train = vec!["data/train".into()];
+        config.data.valid = vec!["data/valid".into()];
+    }
+    Ok(config)
+}
+
+/// The same as a file, so that it can be read, changed, planned and resumed like any other.
+fn run_file(set: &[String]) -> anyhow::Result<String> {
+    let text = toml::to_string(&run_config(set)?)?;
+    Ok(format!("# The run of `tallow quickstart`. Paths are relative to this file; see docs/config.md.\n\n{text}"))
 }
 
 fn write_samples(model: &Path, out: &Path) -> anyhow::Result<()> {
@@ -115,8 +171,9 @@ fn write_samples(model: &Path, out: &Path) -> anyhow::Result<()> {
         let written = generate(model.decoder(), model.device(), &ids, &options, &mut |_| true)?;
         samples.push_str(&format!("{prompt}{}\n\n", tokenizer.decode(&written.ids, true)?));
     }
-    print!("\n{samples}");
-    std::io::stdout().flush()?;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(samples.as_bytes())?;
+    stdout.flush()?;
     std::fs::write(out.join("samples.txt"), &samples)?;
     Ok(())
 }

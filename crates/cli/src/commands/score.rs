@@ -1,11 +1,12 @@
 //! `tallow score`: log-probabilities and perplexity of a text.
 
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 
 use super::model::ModelArgs;
+use super::tokenizer::read_text;
 
 /// Arguments of `tallow score`.
 #[derive(Args)]
@@ -31,13 +32,13 @@ pub struct ScoreArgs {
 #[group(required = true, multiple = false)]
 struct Text {
     /// The text to score
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     text: Option<String>,
-    /// A file of text to score
+    /// A file of text to score, or - for standard input
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Token ids to score, as they are: nothing is put in front
-    #[arg(long, value_delimiter = ',', value_name = "ID,ID,..")]
+    #[arg(long, value_delimiter = ',', num_args = 1, value_name = "ID,ID,..")]
     ids: Option<Vec<u32>>,
 }
 
@@ -45,9 +46,7 @@ struct Text {
 pub fn run(args: ScoreArgs) -> anyhow::Result<()> {
     let text = match (&args.text.text, &args.text.input) {
         (Some(text), _) => Some(text.clone()),
-        (None, Some(path)) => {
-            Some(std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?)
-        }
+        (None, Some(path)) => Some(read_text(path)?),
         (None, None) => None,
     };
     let model = args.model.open()?;
@@ -56,8 +55,9 @@ pub fn run(args: ScoreArgs) -> anyhow::Result<()> {
         (None, ids) => ids.unwrap_or_default(),
     };
     let score = tallow_engine::score(model.decoder(), model.device(), &ids, args.top)?;
+    let mut out = std::io::stdout().lock();
     if args.json {
-        println!("{}", serde_json::to_string(&score)?);
+        writeln!(out, "{}", serde_json::to_string(&score)?)?;
         return Ok(());
     }
     let tokenizer = model.tokenizer().ok();
@@ -67,10 +67,10 @@ pub fn run(args: ScoreArgs) -> anyhow::Result<()> {
         let top: Vec<String> =
             score.top.get(i).into_iter().flatten().map(|&(id, p)| format!("{:?} {p:.4}", show(id))).collect();
         let next = if top.is_empty() { String::new() } else { format!("   next: {}", top.join(", ")) };
-        println!("{id:>8} {logprob} {:?}{next}", show(id));
+        writeln!(out, "{id:>8} {logprob} {:?}{next}", show(id))?;
     }
     if let Some(perplexity) = score.perplexity {
-        println!("{} tokens, {:.4} nats in all, perplexity {perplexity:.3}", score.tokens, score.nll);
+        writeln!(out, "{} tokens, {:.4} nats in all, perplexity {perplexity:.3}", score.tokens, score.nll)?;
     }
     Ok(())
 }

@@ -307,7 +307,7 @@ fn parse_ids(text: &str) -> anyhow::Result<Vec<u32>> {
 }
 
 /// The text of a file, or of standard input for `-`.
-fn read_text(path: &Path) -> anyhow::Result<String> {
+pub fn read_text(path: &Path) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     if path == Path::new("-") {
         std::io::stdin().read_to_end(&mut bytes).context("standard input: cannot be read")?;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file compiles this module for itself and uses its part of it")]
 
+pub mod run;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -39,4 +41,10 @@ pub fn fails(output: &Output, code: i32, words: &[&str]) {
     for word in words {
         assert!(message.contains(word), "no {word:?} in: {message}");
     }
+}
+
+/// The first line on stderr that tells of the failure.
+pub fn first_error(output: &Output) -> String {
+    let message = String::from_utf8_lossy(&output.stderr);
+    message.lines().find(|line| line.starts_with("error: ")).unwrap_or_default().to_owned()
 }

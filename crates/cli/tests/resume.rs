@@ -1,0 +1,245 @@
+//! Stopping at any instant and going on, driven as a process: the result is that of never having stopped.
+#![allow(clippy::expect_used, reason = "a test")]
+
+mod rig;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rig::run::{metrics, names, pretrain, pretrain_command, trajectory, weights, workshop};
+use rig::{fails, stdout};
+
+/// A fixed sequence of numbers below 1.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+fn start(dir: &Path, set: &[&str], flags: &[&str]) -> Child {
+    let mut command = pretrain_command(dir, set, flags);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs")
+}
+
+/// Every checkpoint that can be seen is whole: its hashes are those of its manifest's files.
+fn all_whole(run: &Path) {
+    for name in names(&run.join("checkpoints")).iter().filter(|name| name.starts_with("step-")) {
+        let dir = run.join("checkpoints").join(name);
+        let text = fs::read_to_string(dir.join("manifest.json")).expect("a manifest");
+        let files: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+        assert!(files.len() >= 5, "{name}: {files:?}");
+        for file in files.keys() {
+            assert!(dir.join(file).is_file(), "{name} has no {file}");
+        }
+    }
+}
+
+/// Kills a run at `kills` random instants, goes on each time, and compares with a run that was let be.
+fn killed_and_resumed(set: &[&str], kills: usize, seed: u64) {
+    let dir = workshop();
+    let with = |output: &'static str| [set, &[output]].concat();
+    let started = Instant::now();
+    stdout(&pretrain(dir.path(), &with("output=whole"), &[]));
+    let whole = started.elapsed().as_secs_f64();
+    let mut dice = Dice(seed);
+    let (broken, mut at) = (dir.path().join("broken"), vec![]);
+    for _ in 0..kills {
+        let mut child = start(dir.path(), &with("output=broken"), &["--resume"]);
+        // Now and then past the end, so that the writing of final/ is hit too.
+        std::thread::sleep(Duration::from_secs_f64(dice.roll() * whole * 1.1));
+        child.kill().expect("SIGKILL");
+        child.wait().expect("ends");
+        all_whole(&broken);
+        at.push(
+            names(&broken.join("checkpoints"))
+                .iter()
+                .filter_map(|n| n.strip_prefix("step-")?.parse::<u64>().ok())
+                .max(),
+        );
+    }
+    stdout(&pretrain(dir.path(), &with("output=broken"), &["--resume"]));
+    assert!(weights(&broken) == weights(&dir.path().join("whole")), "other weights after kills at {at:?}");
+    assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")), "after kills at {at:?}");
+    let left: Vec<String> = names(&broken).into_iter().filter(|n| n.starts_with('.') || n.ends_with(".tmp")).collect();
+    assert_eq!(left, Vec::<String>::new(), "leftovers of killed processes");
+    assert!(at.iter().any(|step| step.is_some_and(|s| s > 0)), "no kill hit a run that had a checkpoint: {at:?}");
+}
+
+/// Micro-batches of 2 rows in a step of 6, so that kills fall between them; checkpoints every other step.
+const ACCUMULATING: [&str; 6] = [
+    "train.steps=30",
+    "train.batch_size=6",
+    "train.micro_batch_size=2",
+    "eval.every=5",
+    "checkpoint.every=2",
+    "checkpoint.keep=2",
+];
+
+#[test]
+fn twenty_kills_change_nothing() {
+    killed_and_resumed(&ACCUMULATING, 20, 0x51ed_2701);
+}
+
+#[test]
+fn kills_change_nothing_in_bf16_with_dropout_and_recomputation() {
+    let more = ["train.dtype=bf16", "model.residual_dropout=0.1", "train.activation_checkpointing=blocks"];
+    killed_and_resumed(&[&ACCUMULATING[..], &more].concat(), 8, 0x0dd_ba11);
+}
+
+#[test]
+fn kills_change_nothing_where_documents_are_padded_and_epochs_pass() {
+    let more = ["data.packing=false", "train.batch_size=12", "train.steps=60"];
+    killed_and_resumed(&[&ACCUMULATING[..], &more].concat(), 6, 0x00c0_ffee);
+}
+
+/// Waits until the run has done some steps, then sends the signal.
+fn signalled(dir: &Path, set: &[&str], signal: &str) -> Output {
+    let child = start(dir, set, &[]);
+    let file = dir.join("broken/metrics.jsonl");
+    let begin = Instant::now();
+    while fs::read_to_string(&file).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the run does not start");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args([signal, &pid]).status().expect("kill runs").success());
+    child.wait_with_output().expect("ends")
+}
+
+#[test]
+fn signals_save_a_checkpoint_and_leave_with_130() {
+    let dir = workshop();
+    let set = |output: &'static str| {
+        [
+            "train.steps=120",
+            "train.batch_size=6",
+            "train.micro_batch_size=3",
+            "eval.every=0",
+            "checkpoint.every=0",
+            output,
+        ]
+    };
+    stdout(&pretrain(dir.path(), &set("output=whole"), &[]));
+    for signal in ["-INT", "-TERM"] {
+        let output = signalled(dir.path(), &set("output=broken"), signal);
+        fails(&output, 130, &["saving a checkpoint", "stopped at step", "--resume"]);
+        let broken = dir.path().join("broken");
+        let done = metrics(&broken).last().and_then(|line| line["step"].as_u64()).expect("a step");
+        assert!((3..120).contains(&done), "{signal}: {done}");
+        assert_eq!(names(&broken.join("checkpoints")), [format!("step-{done}")]);
+        assert!(!broken.join("final").exists() && broken.join("curve.svg").is_file());
+        stdout(&pretrain(dir.path(), &set("output=broken"), &["--resume"]));
+        assert!(weights(&broken) == weights(&dir.path().join("whole")), "{signal}");
+        assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")), "{signal}");
+        fs::remove_dir_all(&broken).expect("removed");
+    }
+}
+
+#[test]
+fn resuming_without_a_checkpoint_starts_from_the_beginning() {
+    let dir = workshop();
+    let first = pretrain(dir.path(), &["train.steps=2"], &["--resume"]);
+    stdout(&first);
+    assert!(String::from_utf8_lossy(&first.stderr).contains("no checkpoint yet"));
+    let expected = trajectory(&dir.path().join("out"));
+    // As a kill before the first checkpoint leaves it: metrics, but nothing to go on from.
+    fs::remove_dir_all(dir.path().join("out/checkpoints")).expect("removed");
+    stdout(&pretrain(dir.path(), &["train.steps=2"], &["--resume"]));
+    assert_eq!(trajectory(&dir.path().join("out")), expected, "old lines are dropped");
+    stdout(&pretrain(dir.path(), &["train.steps=2"], &["--resume"]));
+    assert_eq!(trajectory(&dir.path().join("out")), expected, "a finished run stays as it is");
+}
+
+#[test]
+fn a_longer_run_goes_on_and_says_what_changed() {
+    let dir = workshop();
+    stdout(&pretrain(dir.path(), &["train.steps=4"], &[]));
+    let output = pretrain(dir.path(), &["train.steps=8"], &["--resume"]);
+    stdout(&output);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("train.steps was 4 and is 8") && message.contains("continuing at step 4"), "{message}");
+    let steps = metrics(&dir.path().join("out")).iter().filter(|line| line.get("loss").is_some()).count();
+    assert_eq!(steps, 8);
+}
+
+#[test]
+fn another_run_is_never_resumed_in_place() {
+    let dir = workshop();
+    stdout(&pretrain(dir.path(), &["train.steps=4"], &[]));
+    let before = fs::read(dir.path().join("out/resolved.toml")).expect("resolved");
+    for (set, words) in [
+        ("model.hidden_size=64", ["model.hidden_size", "started with 32"]),
+        ("seed=9", ["seed", "started with 5"]),
+        ("data.context_length=16", ["data.context_length", "started with 32"]),
+    ] {
+        fails(&pretrain(dir.path(), &["train.steps=4", set], &["--resume"]), 2, &words);
+    }
+    let other = ["train.steps=4", "data.train=['text']", "data.valid=[]"];
+    fails(&pretrain(dir.path(), &other, &["--resume"]), 2, &["data", "started with"]);
+    assert_eq!(fs::read(dir.path().join("out/resolved.toml")).expect("resolved"), before);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_told_and_an_earlier_one_used() {
+    let dir = workshop();
+    let set = |output: &'static str| ["train.steps=12", "checkpoint.every=4", "eval.every=0", "data.valid=[]", output];
+    stdout(&pretrain(dir.path(), &set("output=whole"), &[]));
+    stdout(&pretrain(dir.path(), &set("output=broken"), &[]));
+    let broken = dir.path().join("broken");
+    let damage = |name: &str| {
+        let path = broken.join("checkpoints").join(name).join("optimizer.safetensors");
+        let mut bytes = fs::read(&path).expect("read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).expect("written");
+    };
+    damage("step-12");
+    let output = pretrain(dir.path(), &set("output=broken"), &["--resume"]);
+    stdout(&output);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("step-12") && message.contains("optimizer.safetensors is damaged"), "{message}");
+    assert!(message.contains("continuing at step 8"), "{message}");
+    assert!(weights(&broken) == weights(&dir.path().join("whole")));
+    damage("step-12");
+    damage("step-8");
+    fails(&pretrain(dir.path(), &set("output=broken"), &["--resume"]), 1, &["checkpoints", "none is whole"]);
+}
+
+#[test]
+fn a_full_disk_stops_the_run_and_room_lets_it_go_on() {
+    let dir = workshop();
+    let set = |output: &'static str| ["train.steps=8", "eval.every=0", "checkpoint.every=3", output];
+    stdout(&pretrain(dir.path(), &set("output=whole"), &[]));
+    // No file may grow beyond 64 blocks of 512 bytes: the weights do not fit, everything smaller does.
+    let sets: String = set("output=broken").iter().map(|s| format!(" --set {s}")).collect();
+    let script = format!("trap '' XFSZ; ulimit -f 64; exec '{}' pretrain run.toml{sets}", env!("CARGO_BIN_EXE_tallow"));
+    let output = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().expect("sh runs");
+    fails(&output, 1, &["broken/checkpoints", "File too large"]);
+    let broken = dir.path().join("broken");
+    assert_eq!(names(&broken.join("checkpoints")), Vec::<String>::new(), "nothing half-written");
+    assert!(!broken.join("final").exists());
+    stdout(&pretrain(dir.path(), &set("output=broken"), &["--resume"]));
+    assert!(weights(&broken) == weights(&dir.path().join("whole")));
+    assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")));
+}
+
+#[test]
+fn two_processes_never_write_to_one_run() {
+    let dir = workshop();
+    let mut first = start(dir.path(), &["train.steps=100000", "eval.every=0", "checkpoint.every=0"], &[]);
+    let begin = Instant::now();
+    while !dir.path().join("out/metrics.jsonl").is_file() && begin.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let second = pretrain(dir.path(), &["train.steps=100000"], &["--resume"]);
+    first.kill().expect("SIGKILL");
+    first.wait().expect("ends");
+    fails(&second, 2, &["out", "another process"]);
+}

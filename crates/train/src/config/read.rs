@@ -1,0 +1,311 @@
+//! Reading a run file: TOML and `--set`, and errors that name file, line, key, value, reason and nearest key.
+
+use std::path::{Path, PathBuf};
+
+use serde_path_to_error::Segment;
+use toml::de::DeTable;
+
+use super::RunConfig;
+use crate::{Error, Result};
+
+/// The longest part of a value that a message shows.
+const SHOWN: usize = 60;
+
+/// What a user wrote: the run file and what is set on top of it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    path: PathBuf,
+    text: String,
+    set: Vec<String>,
+}
+
+impl Source {
+    /// Reads the run file at `path`.
+    ///
+    /// # Errors
+    /// If it cannot be read as text.
+    pub fn read(path: &Path, set: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        Ok(Self::new(&text, path, set))
+    }
+
+    /// The text of a run file; `path` is for messages.
+    pub fn new(text: &str, path: &Path, set: &[String]) -> Self {
+        Self { path: path.into(), text: text.into(), set: set.to_vec() }
+    }
+
+    /// The configuration that it amounts to.
+    ///
+    /// # Errors
+    /// If it is not TOML, or a key is unknown or of the wrong type.
+    pub fn config(&self) -> Result<RunConfig> {
+        let table = self.table()?;
+        // Serde forgets where it is inside a flattened section.
+        for key in ["preset", "from"] {
+            let value = table.get("model").and_then(|model| model.get(key));
+            if value.is_some_and(|value| !value.is_str()) {
+                let reason = "must be text, e.g. preset = \"llama-14m\"";
+                return Err(self.locate(Error::config(&format!("model.{key}"), "", reason)));
+            }
+        }
+        serde_path_to_error::deserialize(table).map_err(|error| {
+            let keys = error.path().iter().filter_map(|segment| match segment {
+                Segment::Map { key } => Some(key.as_str()),
+                _ => None,
+            });
+            let key = keys.collect::<Vec<_>>().join(".");
+            let reason = reason(&key, error.inner().message());
+            self.locate(Error::config(&key, "", reason))
+        })
+    }
+
+    /// The file's table with `--set` applied.
+    fn table(&self) -> Result<toml::Table> {
+        let mut table: toml::Table = toml::from_str(&self.text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = line_of(&self.text, start);
+            let shown = self.text.lines().nth(line - 1).map(str::trim).filter(|l| !l.is_empty());
+            let message = error.message().to_owned();
+            let message = shown.map_or(message.clone(), |shown| format!("{message} (in `{}`)", cut(shown)));
+            Error::Parse { path: self.path.clone(), line, message }
+        })?;
+        for assignment in &self.set {
+            apply(&mut table, assignment)?;
+        }
+        Ok(table)
+    }
+
+    /// The same error, saying where its key was written and what was written there.
+    pub fn locate(&self, error: Error) -> Error {
+        match named(error) {
+            Error::Config { at, key, value, reason } if at.is_empty() => {
+                let written = self.table().ok().and_then(|table| written(&table, &key));
+                let value = if value.is_empty() { written.unwrap_or_else(|| "(unset)".into()) } else { value };
+                Error::Config { at: self.place(&key), key, value, reason }
+            }
+            other => other,
+        }
+    }
+
+    fn place(&self, key: &str) -> String {
+        let sets = |s: &String| s.split_once('=').is_some_and(|(k, _)| k.trim() == key);
+        if self.set.iter().any(sets) {
+            return "--set ".into();
+        }
+        match offset(&self.text, key) {
+            Some(at) => format!("{}:{}: ", self.path.display(), line_of(&self.text, at)),
+            None => format!("{}: ", self.path.display()),
+        }
+    }
+}
+
+/// A model's complaint about one of its keys, as one about `[model]` of the run file.
+fn named(error: Error) -> Error {
+    use tallow_models::Error as Model;
+    match error {
+        Error::Model(Model::Config { at, key, reason }) if at.is_empty() => {
+            Error::Config { at, key: format!("model.{key}"), value: String::new(), reason }
+        }
+        Error::Model(Model::Layer(tallow_nn::Error::Config { key, value, reason }))
+        | Error::Layer(tallow_nn::Error::Config { key, value, reason }) => {
+            Error::Config { at: String::new(), key: format!("model.{key}"), value, reason }
+        }
+        Error::Model(Model::Preset { name, known }) => {
+            let near = nearest(&name, known.split(", "));
+            let reason = format!("is neither a file nor one of {known}; the nearest is `{near}`");
+            Error::Config { at: String::new(), key: "model.preset".into(), value: format!("{name:?}"), reason }
+        }
+        Error::Model(Model::Architecture { name, supported }) => {
+            let reason = format!("is not supported; supported are: {supported}");
+            Error::Config { at: String::new(), key: "model.architectures".into(), value: format!("{name:?}"), reason }
+        }
+        other => other,
+    }
+}
+
+/// What a person calls it, with the nearest of the keys that serde says it expected.
+fn reason(key: &str, message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    match (message.split(' ').next(), quoted.next()) {
+        _ if key == "adapter" || key.starts_with("adapter.") => {
+            "belongs to finetuning, which is not available yet in this build; remove it to pretrain".into()
+        }
+        (Some("unknown"), Some(unknown)) if message.starts_with("unknown field") => {
+            format!("there is no such key; the nearest is `{}`", nearest(unknown, quoted))
+        }
+        (Some("unknown"), Some(unknown)) => {
+            let known: Vec<&str> = quoted.collect();
+            let near = nearest(unknown, known.iter().copied());
+            format!("must be one of {}; the nearest is `{near}`", known.join(", "))
+        }
+        _ => {
+            let expected = [("usize", "a whole number"), ("u64", "a whole number"), ("f64", "a number")];
+            let found = expected.iter().find_map(|(rust, said)| Some((message.strip_suffix(rust)?, said)));
+            found.map_or_else(|| message.trim().to_owned(), |(start, said)| format!("{start}{said}"))
+        }
+    }
+}
+
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
+    known.max_by(|a, b| strsim::jaro(a, word).total_cmp(&strsim::jaro(b, word))).unwrap_or_default().to_owned()
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.as_bytes()[..offset.min(text.len())].iter().filter(|&&b| b == b'\n').count() + 1
+}
+
+/// Where the last part of a dotted key stands in the file, or the nearest part above it that is there.
+fn offset(text: &str, key: &str) -> Option<usize> {
+    let root = DeTable::parse(text).ok()?;
+    let mut table = root.get_ref();
+    let mut found = None;
+    for part in key.split('.') {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == part) else { break };
+        found = Some(name.span().start);
+        match value.get_ref().as_table() {
+            Some(inner) => table = inner,
+            None => break,
+        }
+    }
+    found
+}
+
+/// The value of a dotted key, as TOML, in a length for a message.
+fn written(table: &toml::Table, key: &str) -> Option<String> {
+    let mut parts = key.split('.');
+    let first = table.get(parts.next()?)?;
+    let value = parts.try_fold(first, |value, part| value.get(part))?;
+    Some(if value.is_table() { "(a section)".into() } else { cut(&value.to_string()) })
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+/// Sets `a.b=value` in a table; the value is TOML, or text where it is not.
+fn apply(table: &mut toml::Table, assignment: &str) -> Result<()> {
+    let wrong = |reason: &str| Error::Config {
+        at: String::new(),
+        key: "--set".into(),
+        value: cut(assignment),
+        reason: reason.into(),
+    };
+    let Some((key, value)) = assignment.split_once('=') else {
+        return Err(wrong("must be key=value, e.g. train.steps=100"));
+    };
+    let value = value.trim();
+    let value = match toml::from_str::<toml::Table>(&format!("v = {value}")) {
+        Ok(mut parsed) if parsed.len() == 1 => parsed.remove("v").ok_or_else(|| wrong("has no value"))?,
+        _ => toml::Value::String(value.to_owned()),
+    };
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let leaf = parts.pop().filter(|leaf| !leaf.is_empty()).ok_or_else(|| wrong("has no key"))?;
+    let mut at = table;
+    for part in parts {
+        let entry = at.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = entry.as_table_mut().ok_or_else(|| wrong("goes through a key that is not a section"))?;
+    }
+    at.insert(leaf.to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str, set: &[&str]) -> String {
+        let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+        let source = Source::new(text, Path::new("run.toml"), &set);
+        let result = source.config().and_then(|config| config.validate().map_err(|e| source.locate(e)));
+        result.err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_typo_names_file_line_key_value_and_nearest_key() {
+        let message = error("seed = 1\n[train]\nstep = 5\n", &[]);
+        assert_eq!(message, "run.toml:3: `train.step` = 5: there is no such key; the nearest is `steps`");
+        let message = error("[trian]\nsteps = 5\n", &[]);
+        assert_eq!(message, "run.toml:1: `trian` = (a section): there is no such key; the nearest is `train`");
+        let message = error("\ntrain.step = 5\n", &[]);
+        assert!(message.starts_with("run.toml:2: `train.step` = 5"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_type_or_choice_names_line_and_value() {
+        let message = error("[train]\n\nbatch_size = \"many\"\n", &[]);
+        let expected =
+            "run.toml:3: `train.batch_size` = \"many\": invalid type: string \"many\", expected a whole number";
+        assert_eq!(message, expected);
+        let message = error("[schedule]\nkind = \"cosin\"\n", &[]);
+        let choices = "must be one of cosine, linear, wsd, constant; the nearest is `cosine`";
+        assert_eq!(message, format!("run.toml:2: `schedule.kind` = \"cosin\": {choices}"));
+        let message = error("[model]\nhidden_size = 8\npreset = 5\n", &[]);
+        assert!(message.starts_with("run.toml:3: `model.preset` = 5: must be text"), "{message}");
+        assert!(error("[data]\ntrain = [1]\n", &[]).starts_with("run.toml:2: `data.train` = [1]: "));
+    }
+
+    #[test]
+    fn what_is_not_toml_names_the_line() {
+        let message = error("seed = 1\n[train\nsteps = 5\n", &[]);
+        assert!(message.starts_with("run.toml:2: ") && message.contains("[train"), "{message}");
+        assert!(error("seed = 1\nseed = 2\n", &[]).starts_with("run.toml:2: "));
+    }
+
+    const GOOD: &str = "output = 'o'\nmodel.preset = 'llama-14m'\ndata.train = ['t']\n";
+
+    #[test]
+    fn set_wins_over_the_file_and_is_as_strict() -> Result<()> {
+        let set = ["train.steps=7".to_owned(), "model.hidden_size=12".into(), "output=some/where".into()];
+        let config = RunConfig::parse("[train]\nsteps = 5\n", Path::new("run.toml"), &set)?;
+        assert_eq!(config.train.steps, Some(7));
+        assert_eq!(config.model.overrides["hidden_size"], serde_json::json!(12));
+        assert_eq!(config.output.as_deref(), Some(Path::new("some/where")));
+        let message = error("", &["train.stepz=1"]);
+        assert_eq!(message, "--set `train.stepz` = 1: there is no such key; the nearest is `steps`");
+        assert!(error("", &["train.steps"]).contains("key=value"));
+        assert!(error("seed = 1", &["seed.x=2"]).contains("not a section"));
+        let message = error(GOOD, &["train.steps=5", "train.batch_size=0"]);
+        assert!(message.starts_with("--set `train.batch_size` = 0: "), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn values_that_cannot_work_name_the_line() {
+        assert_eq!(error(GOOD, &["train.steps=5"]), "");
+        for (added, start) in [
+            ("", "run.toml: `train.steps` = (missing): exactly one of"),
+            (
+                "train.steps = 5\ntrain.tokens = 5",
+                "run.toml:4: `train.steps` = set together with train.tokens: exactly",
+            ),
+            ("train.steps = 0", "run.toml:4: `train.steps` = 0: must be at least 1"),
+            ("train.epochs = -1.0", "run.toml:4: `train.epochs` = -1: must be"),
+            (
+                "train.steps = 5\ntrain.micro_batch_size = 3",
+                "run.toml:5: `train.micro_batch_size` = 3: does not divide",
+            ),
+            ("train.steps = 5\ntrain.batch_size = 4000000000", "run.toml:5: `train.batch_size` = 4000000000: with"),
+            ("train.steps = 5\ndata.context_length = 0", "run.toml:5: `data.context_length` = 0: must be"),
+            ("train.steps = 5\noptimizer.lr = nan", "run.toml:5: `optimizer.lr` = NaN: must be a positive"),
+            ("train.steps = 5\nanomaly.window = 1", "run.toml:5: `anomaly.window` = 1: must be from 8"),
+            ("train.steps = 5\nobjective.z_loss = -1.0", "run.toml:5: `objective.z_loss` = -1: must be"),
+            ("train.steps = 5\nparallel.tp = 2", "run.toml:5: `parallel.tp` = 2: parallel training is not available"),
+            ("train.steps = 5\nmodel.from = 'm'", "run.toml:2: `model.preset` = llama-14m: and model.from exclude"),
+            ("train.steps = 5\n[adapter]\nkind = 'lora'", "run.toml:5: `adapter` = (a section): belongs to finetuning"),
+        ] {
+            let message = error(&format!("{GOOD}{added}\n"), &[]);
+            assert!(message.starts_with(start), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_value_survives_being_written_and_read() -> Result<()> {
+        let config = RunConfig { seed: 3, ..RunConfig::default() };
+        let text = toml::to_string(&config).expect("serialises");
+        assert_eq!(RunConfig::parse(&text, Path::new("resolved.toml"), &[])?, config);
+        Ok(())
+    }
+}
