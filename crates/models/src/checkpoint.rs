@@ -12,7 +12,7 @@ use tallow_nn::{Fill, ParamSpec};
 use crate::{Error, ModelConfig, Result, gguf, parse_config};
 
 /// Tensors that checkpoints carry and models compute: nothing is lost by leaving them.
-const COMPUTED: &[&str] = &["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "self_attn.rotary_emb.inv_freq"];
+const COMPUTED: &[&str] = &[".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
 
 /// How a file names its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

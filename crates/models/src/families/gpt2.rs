@@ -39,6 +39,9 @@ pub(crate) const KEYS: &[&str] = &[
     "add_cross_attention",
 ];
 
+/// Keys that are written as null too: without them transformers assumes an id (50256) that this model may not have.
+const NULL_IS_SAID: &[&str] = &["n_inner", "bos_token_id", "eos_token_id", "pad_token_id"];
+
 /// Configuration of a GPT-2, with Hugging Face's keys. Dropout is off unless the file asks for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the keys of Hugging Face's GPT2Config, by their names")]
@@ -159,7 +162,7 @@ impl ModelConfig for Gpt2Config {
         value["model_type"] = json!("gpt2");
         value["torch_dtype"] = json!("float32");
         if let Some(map) = value.as_object_mut() {
-            map.retain(|key, value| !value.is_null() || key == "n_inner");
+            map.retain(|key, value| !value.is_null() || NULL_IS_SAID.contains(&key.as_str()));
         }
         value
     }

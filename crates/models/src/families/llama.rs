@@ -3,6 +3,8 @@
 //! Configuration keys and tensor names are those of `LlamaForCausalLM` in Hugging Face's transformers, the numbers of
 //! which the parity tests compare with. `MistralForCausalLM` is the same with a sliding window.
 
+use std::borrow::Cow;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -41,6 +43,23 @@ pub(crate) const KEYS: &[&str] = &[
     "pad_token_id",
     "residual_dropout",
 ];
+
+/// Keys that are written as null too: without them transformers assumes ids (1 and 2) that this model does not have.
+const NULL_IS_SAID: &[&str] = &["rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id"];
+
+/// What `MistralForCausalLM` means by a key that its file does not have, where Llama means something else.
+const MISTRAL_DEFAULTS: &[(&str, usize)] =
+    &[("num_key_value_heads", 8), ("max_position_embeddings", 131_072), ("sliding_window", 4096)];
+
+fn with_mistral_defaults(value: &Value) -> Cow<'_, Value> {
+    let mut value = Cow::Borrowed(value);
+    if value["architectures"][0] == "MistralForCausalLM" {
+        for (key, default) in MISTRAL_DEFAULTS.iter().filter(|(key, _)| value.get(key).is_none()).collect::<Vec<_>>() {
+            value.to_mut()[*key] = json!(default);
+        }
+    }
+    value
+}
 
 /// Configuration of a Llama-like decoder, with Hugging Face's keys and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,7 +123,7 @@ impl LlamaConfig {
     /// # Errors
     /// For a missing or mistyped key, or a value that is not supported, naming the key.
     pub fn parse(value: &Value) -> crate::Result<ParsedConfig> {
-        let (mut config, unknown_keys): (Self, _) = typed(value, KEYS)?;
+        let (mut config, unknown_keys): (Self, _) = typed(&with_mistral_defaults(value), KEYS)?;
         config.rope = Some(config.resolve_rope()?);
         config.validate()?;
         Ok(ParsedConfig { config: Box::new(config), unknown_keys })
@@ -128,7 +147,8 @@ impl LlamaConfig {
             let reason = format!("{kv_heads} does not divide num_attention_heads = {heads}; use a divisor, e.g. 1");
             return Err(Error::config("num_key_value_heads", reason));
         }
-        if self.head_dim.is_none() && !self.hidden_size.is_multiple_of(heads) {
+        // With head_dim the width could be anything, but transformers refuses it for Llama all the same.
+        if (self.head_dim.is_none() || self.sliding_window.is_none()) && !self.hidden_size.is_multiple_of(heads) {
             let near = self.hidden_size.div_ceil(heads) * heads;
             let reason = format!("{} is no multiple of num_attention_heads = {heads}; e.g. {near}", self.hidden_size);
             return Err(Error::config("hidden_size", reason));
@@ -136,6 +156,12 @@ impl LlamaConfig {
         if !self.head_dim().is_multiple_of(2) {
             let reason = format!("{} is odd, but rotary embedding turns pairs; e.g. 64", self.head_dim());
             return Err(Error::config("head_dim", reason));
+        }
+        for (key, bias) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
+            if bias && self.sliding_window.is_some() {
+                let reason = "no architecture of transformers has it together with sliding_window; set one of them off";
+                return Err(Error::config(key, reason));
+            }
         }
         if self.hidden_act != "silu" {
             let reason = format!("`{}` is not supported for this family; `silu` is", self.hidden_act);
@@ -147,20 +173,30 @@ impl LlamaConfig {
         Ok(())
     }
 
+    /// Theta and stretching; where a file says either twice, what transformers would take.
     fn resolve_rope(&self) -> crate::Result<(f64, RopeScaling)> {
-        let parameters = self.rope_parameters.as_ref().filter(|v| !v.is_null());
-        let theta = self.rope_theta.or_else(|| parameters?.get("rope_theta")?.as_f64()).unwrap_or(10_000.0);
+        let dicts = [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)];
+        let (key, given) = dicts
+            .into_iter()
+            .find_map(|(key, v)| Some((key, v.as_ref().filter(|v| !v.is_null())?)))
+            .unwrap_or(("rope_parameters", &Value::Null));
+        let theta = match given.get("rope_theta") {
+            Some(theta) => {
+                theta.as_f64().ok_or_else(|| Error::config(key, format!("rope_theta {theta} is no number")))?
+            }
+            None => self.rope_theta.unwrap_or(10_000.0),
+        };
         if !(theta.is_finite() && theta > 0.0) {
             return Err(Error::config("rope_theta", format!("{theta} is not a positive number; e.g. 10000")));
         }
-        let (key, scaling) = match (&self.rope_scaling, parameters) {
-            (Some(v), _) if !v.is_null() => ("rope_scaling", v.clone()),
-            (_, Some(v)) => ("rope_parameters", v.clone()),
-            _ => return Ok((theta, RopeScaling::Default)),
-        };
-        let mut scaling = scaling;
+        if given.is_null() {
+            return Ok((theta, RopeScaling::Default));
+        }
+        let mut scaling = given.clone();
         if let Some(map) = scaling.as_object_mut() {
-            map.remove("rope_theta");
+            if map.get("partial_rotary_factor").is_some_and(|share| share.as_f64() != Some(1.0)) {
+                return Err(Error::config(key, "partial_rotary_factor is not supported; leave it out (1.0)"));
+            }
             // The key was called `type` until transformers 4.43.
             if let Some(kind) = map.remove("type") {
                 map.entry("rope_type").or_insert(kind);
@@ -214,7 +250,7 @@ impl ModelConfig for LlamaConfig {
         value["rope_scaling"] = if scaling == RopeScaling::Default { Value::Null } else { json!(scaling) };
         if let Some(map) = value.as_object_mut() {
             map.remove("rope_parameters");
-            map.retain(|key, value| !value.is_null() || key == "rope_scaling");
+            map.retain(|key, value| !value.is_null() || NULL_IS_SAID.contains(&key.as_str()));
         }
         value
     }
