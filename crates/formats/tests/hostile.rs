@@ -1,5 +1,6 @@
 //! Damaged and hostile files: each is an error that names the file and what in it is wrong, or a source that can be read;
 //! never a panic, never memory out of proportion to the file.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, and their helpers")]
 
 #[path = "support/alloc.rs"]
 mod alloc;
@@ -18,6 +19,9 @@ use tallow_formats::{ModelLocation, resolve_model};
 
 /// More than any file here can need.
 const MOST_MEMORY: usize = 2 << 20;
+
+/// One of the two below.
+type Open = fn(&Path) -> Result<(), String>;
 
 /// Opens a file in bounded memory and reads everything it offers.
 fn open_safetensors(path: &Path) -> Result<(), String> {
@@ -126,7 +130,7 @@ fn small_gguf() -> Vec<u8> {
 }
 
 /// Every prefix of a whole file is an error.
-fn truncate(name: &str, whole: &[u8], open: fn(&Path) -> Result<(), String>) {
+fn truncate(name: &str, whole: &[u8], open: Open) {
     let folder = Folder::new();
     open(&folder.write(name, whole)).unwrap();
     for len in 0..whole.len() {
@@ -136,7 +140,7 @@ fn truncate(name: &str, whole: &[u8], open: fn(&Path) -> Result<(), String>) {
 }
 
 /// Every bit of a file turned, and every byte set to what often breaks a reader.
-fn flip(name: &str, whole: &[u8], open: fn(&Path) -> Result<(), String>) {
+fn flip(name: &str, whole: &[u8], open: Open) {
     let folder = Folder::new();
     let mut refused = 0;
     for at in 0..whole.len() {
@@ -400,7 +404,7 @@ proptest! {
         cuts: bool,
     ) {
         let folder = Folder::new();
-        let kinds: [(&str, Vec<u8>, fn(&Path) -> Result<(), String>); 2] =
+        let kinds: [(&str, Vec<u8>, Open); 2] =
             [("x.safetensors", small_safetensors(), open_safetensors), ("m.gguf", small_gguf(), open_gguf)];
         for (name, mut bytes, open) in kinds {
             for (at, value) in &damages {
