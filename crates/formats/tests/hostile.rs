@@ -41,6 +41,12 @@ fn open_gguf(path: &Path) -> Result<(), String> {
     .map_err(|e| e.to_string())
 }
 
+#[test]
+fn allocations_are_counted() {
+    let (vec, taken) = allocated(|| vec![1u8; 12_345]);
+    assert!((vec.len()..20_000).contains(&taken), "{taken}");
+}
+
 fn entry(name: &str, dtype: &str, shape: &str, start: u64, end: u64) -> String {
     format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}"#)
 }
