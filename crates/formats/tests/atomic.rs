@@ -1,4 +1,5 @@
 //! Files and folders appear whole or not at all.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, and their helpers")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! GGUF: metadata and tensors as they were written, by hand and by candle; dequantization against candle's.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, and their helpers")]
 
 mod support;
 

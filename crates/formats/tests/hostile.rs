@@ -1,5 +1,6 @@
 //! Damaged and hostile files: each is an error that names the file and what in it is wrong, or a source that can be read;
 //! never a panic, never memory out of proportion to the file.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, and their helpers")]
 
 #[path = "support/alloc.rs"]
 mod alloc;
@@ -19,6 +20,9 @@ use tallow_formats::{ModelLocation, resolve_model};
 /// More than any file here can need.
 const MOST_MEMORY: usize = 2 << 20;
 
+/// One of the two below.
+type Open = fn(&Path) -> Result<(), String>;
+
 /// Opens a file in bounded memory and reads everything it offers.
 fn open_safetensors(path: &Path) -> Result<(), String> {
     let (file, taken) = allocated(|| SafetensorsFile::open(path));
@@ -35,6 +39,12 @@ fn open_gguf(path: &Path) -> Result<(), String> {
         let _ = file.tokenizer_fields();
     })
     .map_err(|e| e.to_string())
+}
+
+#[test]
+fn allocations_are_counted() {
+    let (vec, taken) = allocated(|| vec![1u8; 12_345]);
+    assert!((vec.len()..20_000).contains(&taken), "{taken}");
 }
 
 fn entry(name: &str, dtype: &str, shape: &str, start: u64, end: u64) -> String {
@@ -126,7 +136,7 @@ fn small_gguf() -> Vec<u8> {
 }
 
 /// Every prefix of a whole file is an error.
-fn truncate(name: &str, whole: &[u8], open: fn(&Path) -> Result<(), String>) {
+fn truncate(name: &str, whole: &[u8], open: Open) {
     let folder = Folder::new();
     open(&folder.write(name, whole)).unwrap();
     for len in 0..whole.len() {
@@ -136,7 +146,7 @@ fn truncate(name: &str, whole: &[u8], open: fn(&Path) -> Result<(), String>) {
 }
 
 /// Every bit of a file turned, and every byte set to what often breaks a reader.
-fn flip(name: &str, whole: &[u8], open: fn(&Path) -> Result<(), String>) {
+fn flip(name: &str, whole: &[u8], open: Open) {
     let folder = Folder::new();
     let mut refused = 0;
     for at in 0..whole.len() {
@@ -400,7 +410,7 @@ proptest! {
         cuts: bool,
     ) {
         let folder = Folder::new();
-        let kinds: [(&str, Vec<u8>, fn(&Path) -> Result<(), String>); 2] =
+        let kinds: [(&str, Vec<u8>, Open); 2] =
             [("x.safetensors", small_safetensors(), open_safetensors), ("m.gguf", small_gguf(), open_gguf)];
         for (name, mut bytes, open) in kinds {
             for (at, value) in &damages {

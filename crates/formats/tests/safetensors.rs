@@ -1,4 +1,5 @@
 //! Safetensors: what is written is read, by this crate and by the reference implementation, and the other way round.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, and their helpers")]
 
 mod support;
 

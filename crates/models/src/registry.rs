@@ -37,7 +37,7 @@ fn family_of(value: &Value) -> Result<&'static Family> {
         return Err(Error::config("config", "is not a JSON object"));
     };
     let name = match map.get("architectures") {
-        Some(Value::Array(names)) if !names.is_empty() => names[0].as_str(),
+        Some(Value::Array(names)) if names.first().is_some_and(Value::is_string) => names[0].as_str(),
         Some(Value::Null) | None => None,
         _ => return Err(Error::config("architectures", "must be a list of names, e.g. [\"LlamaForCausalLM\"]")),
     };
@@ -49,9 +49,11 @@ fn family_of(value: &Value) -> Result<&'static Family> {
             return Err(Error::config("architectures", "is missing, e.g. architectures = [\"LlamaForCausalLM\"]"));
         }
     };
-    found.ok_or_else(|| Error::Architecture {
-        name: name.or(by_type).unwrap_or_default().into(),
-        supported: FAMILIES.iter().flat_map(|f| f.architectures).copied().collect::<Vec<_>>().join(", "),
+    found.ok_or_else(|| match name {
+        Some(name) => {
+            Error::architecture(name, &FAMILIES.iter().flat_map(|f| f.architectures).copied().collect::<Vec<_>>())
+        }
+        None => Error::architecture(by_type.unwrap_or_default(), &FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>()),
     })
 }
 

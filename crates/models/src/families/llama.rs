@@ -14,7 +14,7 @@ use tallow_nn::{
 };
 use tallow_ops::{Weight, residual_add};
 
-use crate::config::typed;
+use crate::config::{Size, check_fractions, check_sizes, most, typed};
 use crate::decoder::check_positions;
 use crate::{Decoder, EosTokenId, Error, ModelConfig, ParsedConfig, Shape};
 
@@ -130,18 +130,17 @@ impl LlamaConfig {
     }
 
     fn validate(&self) -> crate::Result<()> {
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_kv_heads()),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, v)| *v == 0) {
-            return Err(Error::config(key, "is 0; it must be at least 1"));
-        }
+        check_sizes(&[
+            Size("vocab_size", self.vocab_size, most::VOCAB),
+            Size("hidden_size", self.hidden_size, most::WIDTH),
+            Size("intermediate_size", self.intermediate_size, most::WIDTH),
+            Size("num_hidden_layers", self.num_hidden_layers, most::LAYERS),
+            Size("num_attention_heads", self.num_attention_heads, most::HEADS),
+            Size("num_key_value_heads", self.num_kv_heads(), most::HEADS),
+            Size("head_dim", self.head_dim.unwrap_or(1), most::WIDTH),
+            Size("max_position_embeddings", self.max_position_embeddings, most::POSITIONS),
+            Size("sliding_window", self.sliding_window.unwrap_or(1), usize::MAX),
+        ])?;
         let (heads, kv_heads) = (self.num_attention_heads, self.num_kv_heads());
         if !heads.is_multiple_of(kv_heads) {
             let reason = format!("{kv_heads} does not divide num_attention_heads = {heads}; use a divisor, e.g. 1");
@@ -167,10 +166,18 @@ impl LlamaConfig {
             let reason = format!("`{}` is not supported for this family; `silu` is", self.hidden_act);
             return Err(Error::config("hidden_act", reason));
         }
-        if !(0.0..1.0).contains(&self.residual_dropout) {
-            return Err(Error::config("residual_dropout", "must be at least 0 and below 1, e.g. 0.1"));
+        if self.max_position_embeddings * self.head_dim() > most::ROTARY {
+            let reason = format!(
+                "the rotary table of {} positions would take more than 1 GiB; set at most {}",
+                self.max_position_embeddings,
+                most::ROTARY / self.head_dim()
+            );
+            return Err(Error::config("max_position_embeddings", reason));
         }
-        Ok(())
+        let dropouts = [("residual_dropout", self.residual_dropout), ("attention_dropout", self.attention_dropout)];
+        check_fractions(&dropouts, 0.1)?;
+        check_fractions(&[("rms_norm_eps", self.rms_norm_eps)], 1e-5)?;
+        check_fractions(&[("initializer_range", self.initializer_range)], 0.02)
     }
 
     /// Theta and stretching; where a file says either twice, what transformers would take.
@@ -180,10 +187,10 @@ impl LlamaConfig {
             .into_iter()
             .find_map(|(key, v)| Some((key, v.as_ref().filter(|v| !v.is_null())?)))
             .unwrap_or(("rope_parameters", &Value::Null));
-        let theta = match given.get("rope_theta") {
-            Some(theta) => {
-                theta.as_f64().ok_or_else(|| Error::config(key, format!("rope_theta {theta} is no number")))?
-            }
+        let theta = match given.get("rope_theta").filter(|theta| !theta.is_null()) {
+            Some(theta) => theta.as_f64().ok_or_else(|| {
+                Error::config(&format!("{key}.rope_theta"), format!("{theta} is not a number; e.g. 10000.0"))
+            })?,
             None => self.rope_theta.unwrap_or(10_000.0),
         };
         if !(theta.is_finite() && theta > 0.0) {
@@ -205,6 +212,7 @@ impl LlamaConfig {
         }
         let scaling = serde_json::from_value(scaling)
             .map_err(|e| Error::config(key, format!("{e}; supported types are default, linear and llama3")))?;
+        check_scaling(key, &scaling)?;
         Ok((theta, scaling))
     }
 
@@ -214,6 +222,24 @@ impl LlamaConfig {
 
     fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+}
+
+/// Refuses stretches that would make frequencies infinite, negative or not a number.
+fn check_scaling(key: &str, scaling: &RopeScaling) -> crate::Result<()> {
+    let positive = |name: &str, x: f64| match x.is_finite() && x > 0.0 {
+        true => Ok(()),
+        false => Err(Error::config(key, format!("{name} = {x} is not a positive number; e.g. 2.0"))),
+    };
+    match *scaling {
+        RopeScaling::Default => Ok(()),
+        RopeScaling::Linear { factor } => positive("factor", factor),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            positive("factor", factor)?;
+            positive("low_freq_factor", low_freq_factor)?;
+            positive("high_freq_factor - low_freq_factor", high_freq_factor - low_freq_factor)?;
+            positive("original_max_position_embeddings", original_max_position_embeddings as f64)
+        }
     }
 }
 
