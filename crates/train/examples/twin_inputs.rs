@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use tallow_data::{Batch, IGNORE_INDEX};
-use tallow_train::{Run, RunConfig};
+use tallow_train::{PrepareRun, Run, RunConfig};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let (path, out) = (PathBuf::from(path), PathBuf::from(out));
     let config = RunConfig::load(&path, &args.collect::<Vec<_>>())?;
     let base = path.parent().unwrap_or(Path::new("")).to_path_buf();
-    let run = Run::prepare(config, &base, None, None, &mut |line| eprintln!("{line}"))?;
+    let run = Run::prepare(config, &base, PrepareRun::default())?;
     std::fs::create_dir_all(&out)?;
     let resolved = run.resolved.clone();
     let (rows, context) = (resolved.run.train.batch_size, resolved.run.data.context_length);
