@@ -210,6 +210,7 @@ fn benches_report_the_contract_s_keys() {
     for line in stdout(&tallow(dir.path(), "bench ops --filter rms --json")).lines() {
         let line: Value = serde_json::from_str(line).expect("a JSON object");
         assert!(line["op"].as_str().is_some_and(|op| op.contains("rms")), "{line}");
+        assert!(line["forward_ms"].as_f64() > Some(0.0) && line["peak_fraction"].as_f64() > Some(0.0), "{line}");
     }
     for (args, word) in [
         ("bench train --steps 0", "--steps"),

@@ -206,10 +206,18 @@ where
     C: for<'de> Deserialize<'de>,
 {
     let config = serde_path_to_error::deserialize(value).map_err(|error| {
-        let key = error.path().to_string();
-        crate::Error::config(if key == "." { "config" } else { &key }, error.inner().to_string())
+        let (key, message) = (error.path().to_string(), error.inner().to_string());
+        match message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+            Some(missing) => crate::Error::config(missing, "is missing"),
+            None => crate::Error::config(if key == "." { "config" } else { &key }, message),
+        }
     })?;
+    Ok((config, unknown_keys(value, known)))
+}
+
+/// Keys of a configuration that neither a family's `known` ones nor anything else knows.
+pub(crate) fn unknown_keys(value: &Value, known: &[&str]) -> Vec<String> {
     let given = value.as_object().into_iter().flat_map(|map| map.keys());
     let unknown = given.filter(|k| !known.contains(&k.as_str()) && !WITHOUT_EFFECT.contains(&k.as_str()));
-    Ok((config, unknown.cloned().collect()))
+    unknown.cloned().collect()
 }

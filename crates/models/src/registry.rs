@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::config::unknown_keys;
 use crate::families::{gpt2, llama};
 use crate::{Error, ParsedConfig, Result};
 
@@ -76,14 +77,14 @@ pub fn parse_config(value: &Value) -> Result<ParsedConfig> {
 /// As [`parse_config`], and for an unknown key.
 pub fn parse_config_strict(value: &Value) -> Result<ParsedConfig> {
     let family = family_of(value)?;
-    let parsed = (family.parse)(value)?;
-    if let Some(key) = parsed.unknown_keys.first() {
+    // Before anything is parsed: a typo in a required key is a typo, not a missing key.
+    if let Some(key) = unknown_keys(value, family.keys).first() {
         let known = family.keys;
         let near = known.iter().max_by(|a, b| strsim::jaro(a, key).total_cmp(&strsim::jaro(b, key)));
         let reason = format!("is no key of `{}` models; the nearest is `{}`", family.name, near.unwrap_or(&""));
         return Err(Error::config(key, reason));
     }
-    Ok(parsed)
+    (family.parse)(value)
 }
 
 #[cfg(test)]

@@ -179,6 +179,14 @@ impl AnomalyDetector {
         Self { config, ..self }
     }
 
+    /// The same memory of losses with the counts of `other`: after a rollback the losses since are void, what was done
+    /// about them is not.
+    #[must_use]
+    pub fn with_counts_of(self, other: &Self) -> Self {
+        let Self { skips_in_a_row, skips, rollbacks, .. } = *other;
+        Self { skips_in_a_row, skips, rollbacks, ..self }
+    }
+
     /// Steps skipped so far.
     pub fn skips(&self) -> u64 {
         self.skips

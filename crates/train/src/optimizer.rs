@@ -22,7 +22,7 @@ documented! {
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields, default)]
     pub struct OptimizerConfig {
-        /// `adamw`.
+        /// `adamw` (Loshchilov and Hutter 2019), moments in f32.
         pub kind: OptimizerKind,
         /// Peak learning rate.
         pub lr: f64,

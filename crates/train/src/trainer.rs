@@ -247,10 +247,10 @@ impl Trainer {
             let way_out = "save one earlier with checkpoint.every";
             return Err(self.diverged(format!("{reason}, and there is no checkpoint to roll back to; {way_out}")));
         };
-        // What the detector has seen stays: it must count this rollback.
-        let (anomaly, elapsed_before) = (self.anomaly.clone(), self.state.elapsed_before);
+        let (seen, elapsed_before) = (self.anomaly.clone(), self.state.elapsed_before);
         self.restore(&path)?;
-        self.anomaly = anomaly;
+        // Losses of later, better weights would make every loss of these a spike; but this rollback counts.
+        self.anomaly = self.anomaly.clone().with_counts_of(&seen);
         self.state.elapsed_before = elapsed_before;
         self.state.next_sample = behind;
         let back_at = self.state.step;

@@ -1,14 +1,18 @@
 //! `tallow bench ops`: single ops at the shapes of the default training step, forward and backward.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
-use serde_json::json;
+use serde::Serialize;
+use tallow_kernels::peak;
 use tallow_ops::{
     CrossEntropyOptions, Gelu, KeyRanges, RopeLayout, RopeTable, Weight, attention, backward_from, gelu, layer_norm,
     linear, linear_cross_entropy, rms_norm, rope, swiglu,
 };
+
+use crate::exit;
 
 const B: usize = 8;
 const T: usize = 256;
@@ -32,39 +36,74 @@ struct Case {
 
 /// Times every case whose name contains `filter`.
 pub fn run(filter: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let wanted = |case: &Case| filter.is_none_or(|f| case.name.contains(f));
+    if let Some(filter) = filter
+        && !cases(DType::F32)?.iter().any(wanted)
+    {
+        let names: Vec<&str> = cases(DType::F32)?.iter().map(|case| case.name).collect();
+        return Err(exit::usage(format!(
+            "--filter {filter}: no op has that in its name; there are {}",
+            names.join(", ")
+        )));
+    }
+    let bandwidth = peak::bandwidth().copy;
     for dtype in [DType::F32, DType::BF16] {
-        for case in cases(dtype)? {
-            if filter.is_some_and(|f| !case.name.contains(f)) {
-                continue;
-            }
-            let x = random(&case.shape, dtype)?;
-            let forward = time(|| tallow_ops::no_grad(|| (case.op)(&x)).map(drop))?;
-            let both = time(|| {
-                let x = Var::from_tensor(&x)?;
-                let y = (case.op)(&x)?;
-                if y.rank() == 0 { y.backward() } else { backward_from(&y, &y.detach()) }.map(drop)
-            })?;
-            let gflops = (case.forward_flops > 0.0).then(|| case.forward_flops / forward / 1e9);
-            let gbytes = case.elements * dtype.size_in_bytes() as f64 / forward / 1e9;
+        let flops = if dtype == DType::BF16 { peak::bf16_flops() } else { peak::f32_flops() };
+        for case in cases(dtype)?.iter().filter(|case| wanted(case)) {
+            let line = measure(case, dtype, flops, bandwidth)?;
+            let mut out = std::io::stdout().lock();
             if json {
-                let line = json!({
-                    "op": case.name, "dtype": dtype.as_str(), "forward_ms": forward * 1e3,
-                    "forward_backward_ms": both * 1e3, "gflops": gflops, "gbytes_per_s": gbytes,
-                });
-                println!("{line}");
+                writeln!(out, "{}", serde_json::to_string(&line)?)?;
             } else {
-                let gflops = gflops.map_or_else(|| "      -".into(), |g| format!("{g:7.1}"));
-                println!(
-                    "{:24} {:>4}  forward {:8.3} ms {gflops} GFLOP/s {gbytes:7.1} GB/s   with backward {:8.3} ms",
-                    case.name,
-                    dtype.as_str(),
-                    forward * 1e3,
-                    both * 1e3
-                );
+                let gflops = line.gflops.map_or_else(|| "      -".into(), |g| format!("{g:7.1}"));
+                writeln!(
+                    out,
+                    "{:24} {:>4}  forward {:8.3} ms {gflops} GFLOP/s {:7.1} GB/s {:5.1}% of peak   with backward {:8.3} ms",
+                    line.op,
+                    line.dtype,
+                    line.forward_ms,
+                    line.gbytes_per_s,
+                    100.0 * line.peak_fraction,
+                    line.forward_backward_ms
+                )?;
             }
         }
     }
     Ok(())
+}
+
+/// What one op measured.
+#[derive(Serialize)]
+struct Line {
+    op: &'static str,
+    dtype: &'static str,
+    forward_ms: f64,
+    forward_backward_ms: f64,
+    gflops: Option<f64>,
+    gbytes_per_s: f64,
+    /// Of the forward: of the measured FLOP/s where the op is arithmetic, else of the measured memory bandwidth.
+    peak_fraction: f64,
+}
+
+fn measure(case: &Case, dtype: DType, peak_flops: f64, peak_bytes: f64) -> anyhow::Result<Line> {
+    let x = random(&case.shape, dtype)?;
+    let forward = time(|| tallow_ops::no_grad(|| (case.op)(&x)).map(drop))?;
+    let both = time(|| {
+        let x = Var::from_tensor(&x)?;
+        let y = (case.op)(&x)?;
+        if y.rank() == 0 { y.backward() } else { backward_from(&y, &y.detach()) }.map(drop)
+    })?;
+    let flops = (case.forward_flops > 0.0).then(|| case.forward_flops / forward);
+    let bytes = case.elements * dtype.size_in_bytes() as f64 / forward;
+    Ok(Line {
+        op: case.name,
+        dtype: dtype.as_str(),
+        forward_ms: forward * 1e3,
+        forward_backward_ms: both * 1e3,
+        gflops: flops.map(|flops| flops / 1e9),
+        gbytes_per_s: bytes / 1e9,
+        peak_fraction: flops.map_or(bytes / peak_bytes, |flops| flops / peak_flops),
+    })
 }
 
 fn cases(dtype: DType) -> anyhow::Result<Vec<Case>> {
