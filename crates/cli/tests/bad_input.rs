@@ -85,7 +85,7 @@ const MODELS_AND_DATA: &[Case] = &[
         "binary.toml",
     ),
     ("a damaged shard", "tallow pretrain run.toml --set \"data.train=['damaged']\"", 1, "damaged"),
-    ("an empty text", "tallow pretrain run.toml --set \"data.train=['empty.txt']\"", 1, "no text"),
+    ("an empty text", "tallow pretrain run.toml --set \"data.train=['empty.txt']\"", 1, "empty.txt: empty"),
     ("no such tokenizer", "tallow pretrain run.toml --set tokenizer.path=absent.json", 2, "absent.json"),
     ("a tokenizer that is no tokenizer", "tallow pretrain run.toml --set tokenizer.path=broken.toml", 1, "broken.toml"),
     (
@@ -99,7 +99,12 @@ const MODELS_AND_DATA: &[Case] = &[
     ("an output that cannot be made", "tallow pretrain run.toml --set output=/proc/run", 1, "/proc/run"),
     ("an output that is a file", "tallow pretrain run.toml --set output=empty.txt", 1, "empty.txt"),
     ("a full disk", "ulimit -f 64; tallow pretrain run.toml", 1, "File too large"),
-    ("a loss that overflows", "tallow pretrain run.toml --set output=nan --set optimizer.lr=1e30", 1, "the loss is"),
+    (
+        "a loss that overflows",
+        "tallow pretrain run.toml --set output=overflown --set optimizer.lr=1e30",
+        1,
+        "the loss is",
+    ),
 ];
 
 const GENERATION: &[Case] = &[
@@ -201,10 +206,14 @@ fn the_table_of_bad_input_is_what_happens() {
     let after: Vec<String> = names(dir.path()).into_iter().filter(|name| !before.contains(name)).collect();
     assert_eq!(
         after,
-        [".tallow-cache", "nan", "run"].iter().filter(|n| dir.path().join(n).exists()).copied().collect::<Vec<_>>()
+        [".tallow-cache", "overflown", "run"]
+            .iter()
+            .filter(|n| dir.path().join(n).exists())
+            .copied()
+            .collect::<Vec<_>>()
     );
     assert_eq!(names(&dir.path().join("run/checkpoints")), Vec::<String>::new());
-    assert!(!dir.path().join("run/final").exists() && !dir.path().join("nan/final").exists());
+    assert!(!dir.path().join("run/final").exists() && !dir.path().join("overflown/final").exists());
 
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/bad-input.md");
     if std::env::var_os("TALLOW_BLESS").is_some() {

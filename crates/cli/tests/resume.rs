@@ -64,6 +64,8 @@ fn killed_and_resumed(set: &[&str], kills: usize, seed: u64) {
                 .max(),
         );
     }
+    // Shown with --nocapture: the newest checkpoint after each kill.
+    println!("{kills} kills in runs of {whole:.2} s: {at:?}");
     stdout(&pretrain(dir.path(), &with("output=broken"), &["--resume"]));
     assert!(weights(&broken) == weights(&dir.path().join("whole")), "other weights after kills at {at:?}");
     assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")), "after kills at {at:?}");
@@ -182,7 +184,7 @@ fn another_run_is_never_resumed_in_place() {
         fails(&pretrain(dir.path(), &["train.steps=4", set], &["--resume"]), 2, &words);
     }
     let other = ["train.steps=4", "data.train=['text']", "data.valid=[]"];
-    fails(&pretrain(dir.path(), &other, &["--resume"]), 2, &["data", "started with"]);
+    fails(&pretrain(dir.path(), &other, &["--resume"]), 2, &["cannot resume", "training data"]);
     assert_eq!(fs::read(dir.path().join("out/resolved.toml")).expect("resolved"), before);
 }
 

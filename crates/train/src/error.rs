@@ -107,6 +107,7 @@ impl Error {
     /// True if the user asked for something that cannot be, rather than something having gone wrong.
     pub fn is_usage(&self) -> bool {
         matches!(self, Error::Config { .. } | Error::Parse { .. } | Error::Output { .. })
+            || matches!(self, Error::Data(tallow_data::Error::State { .. }))
             || matches!(self, Error::Layer(tallow_nn::Error::Config { .. }))
             || matches!(
                 self,

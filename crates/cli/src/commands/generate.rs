@@ -28,19 +28,19 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 128)]
     max_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token always
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f32,
     /// Keep the K likeliest tokens (0: all)
     #[arg(long, default_value_t = 0)]
     top_k: usize,
     /// Keep the likeliest tokens that together have this probability (1: all)
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
     /// Keep tokens at least this fraction as likely as the likeliest (0: all)
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
     /// Divides the logits of tokens seen already (1: off)
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     repetition_penalty: f32,
     /// Subtracted from the logits of tokens seen already (0: off)
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
@@ -106,10 +106,7 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<()> {
     if let Some(&last) = prompt.last() {
         stream.push(last)?;
     }
-    let mut writer = Writer { text: String::new(), shown: !args.json, stream, stops };
-    if !args.json {
-        show(&args.prompt)?;
-    }
+    let mut writer = Writer { prompt: (!args.json).then_some(args.prompt), text: String::new(), stream, stops };
     let mut failure = None;
     let out = generate(model.decoder(), model.device(), &prompt, &options, &mut |id| {
         writer.token(id).unwrap_or_else(|error| {
@@ -133,15 +130,16 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<()> {
         });
         writeln!(std::io::stdout(), "{answer}")?;
     } else {
-        show("\n")?;
+        writer.show("\n")?;
     }
     Ok(())
 }
 
 /// Turns ids into text, stops at stop strings, and shows what is certain.
 struct Writer {
+    /// Goes in front of the text; `None` where nothing is to be shown. A prompt that fails is not shown.
+    prompt: Option<String>,
     text: String,
-    shown: bool,
     stream: DecodeStream,
     stops: StopMatcher,
 }
@@ -169,14 +167,16 @@ impl Writer {
 
     fn emit(&mut self, piece: &str) -> std::io::Result<()> {
         self.text.push_str(piece);
-        if self.shown { show(piece) } else { Ok(()) }
+        self.show(piece)
     }
-}
 
-fn show(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    fn show(&mut self, text: &str) -> std::io::Result<()> {
+        let Some(prompt) = &mut self.prompt else { return Ok(()) };
+        let mut out = std::io::stdout().lock();
+        out.write_all(std::mem::take(prompt).as_bytes())?;
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
 }
 
 /// A wrong option is the user's to mend: the flag by its own name.
