@@ -120,8 +120,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+mod sealed {
+    /// Types of which any bits are a value.
+    pub trait Sealed {}
+
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
 /// A storage type of tensors: f32 or bf16, computed with in f32.
-pub trait Element: Copy + Send + Sync + PartialEq + std::fmt::Debug + 'static {
+pub trait Element: sealed::Sealed + Copy + Send + Sync + PartialEq + std::fmt::Debug + 'static {
     /// Zero.
     const ZERO: Self;
     /// Widened (exact).

@@ -3,6 +3,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use tallow_kernels::activation::{self as kernels, Activation};
+use tallow_kernels::memory::unspecified;
 use tallow_kernels::simd;
 
 use crate::operand::{Scalar, check_dtype, check_same, on_cpu, slice, view, with_dtype};
@@ -84,7 +85,7 @@ impl CustomOp1 for Elementwise {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         fn run<T: Scalar>(f: Activation, storage: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
             let x = slice::<T>(storage, layout)?;
-            let mut out = vec![T::ZERO; x.len()];
+            let mut out = unspecified(x.len());
             kernels::activation(simd::level(), f, x, &mut out);
             Ok(T::to_cpu_storage_owned(out))
         }
@@ -111,7 +112,7 @@ impl CustomOp2 for ElementwiseBackward {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         fn run<T: Scalar>(f: Activation, x: &[T], dy: &[T]) -> CpuStorage {
-            let mut dx = vec![T::ZERO; x.len()];
+            let mut dx = unspecified(x.len());
             kernels::activation_backward(simd::level(), f, x, dy, &mut dx);
             T::to_cpu_storage_owned(dx)
         }
@@ -129,7 +130,7 @@ impl CustomOp2 for SwiGlu {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         fn run<T: Scalar>(gate: &[T], up: &[T]) -> CpuStorage {
-            let mut out = vec![T::ZERO; gate.len()];
+            let mut out = unspecified(gate.len());
             kernels::swiglu(simd::level(), gate, up, &mut out);
             T::to_cpu_storage_owned(out)
         }
@@ -146,7 +147,7 @@ impl CustomOp2 for SwiGlu {
 
 fn swiglu_backward<T: Scalar>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let ((gs, gl), (us, ul), (ds, dl)) = (gate.storage_and_layout(), up.storage_and_layout(), dy.storage_and_layout());
-    let (mut dgate, mut dup) = (vec![T::ZERO; gate.elem_count()], vec![T::ZERO; gate.elem_count()]);
+    let (mut dgate, mut dup) = (unspecified(gate.elem_count()), unspecified(gate.elem_count()));
     let (g, u, d) = (view::<T>(&gs, gl)?, view(&us, ul)?, view(&ds, dl)?);
     kernels::swiglu_backward(simd::level(), g, u, d, &mut dgate, &mut dup);
     Ok((Tensor::from_vec(dgate, gate.shape(), gate.device())?, Tensor::from_vec(dup, gate.shape(), gate.device())?))

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use tallow_kernels::cross_entropy::{self as kernels, Rows};
+use tallow_kernels::memory::unspecified;
 use tallow_kernels::simd;
 
 use crate::operand::{Scalar, check_dtype, composed, mutate, on_cpu, operand, view, with_dtype};
@@ -128,7 +129,7 @@ impl Job<'_> {
         let value = weight.value().detach().contiguous()?;
         let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), value.storage_and_layout());
         let (x_values, w_values) = (view::<T>(&xs, xl)?, view::<T>(&ws, wl)?);
-        let mut dx = x.track_op().then(|| vec![T::ZERO; self.n * self.c]);
+        let mut dx = x.track_op().then(|| unspecified(self.n * self.c));
         let (sums, dw) = match (weight.needs_grad(), weight.grad()) {
             (true, Some(slot)) if !weight.value().track_op() => {
                 let sums = mutate(slot, |dw| Ok(self.chunks(x_values, w_values, dx.as_deref_mut(), Some(dw))))?;
@@ -153,7 +154,7 @@ impl Job<'_> {
 
     fn chunks<T: Scalar>(&self, x: &[T], w: &[T], mut dx: Option<&mut [T]>, mut dw: Option<&mut [f32]>) -> Sums {
         let (level, &Self { n, c, v, chunk, options, .. }) = (simd::level(), self);
-        let mut logits = vec![0f32; chunk.min(n) * v];
+        let mut logits = unspecified(chunk.min(n) * v);
         let mut losses = vec![kernels::RowLoss::default(); chunk.min(n)];
         let mut rounded = Vec::new();
         let mut sums = Sums::default();
@@ -262,7 +263,7 @@ fn logits(x: &Tensor, weight: &Weight, (n, c, v): (usize, usize, usize)) -> Resu
     }
     fn run<T: Scalar>(x: &Tensor, w: &Tensor, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {
         let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), w.storage_and_layout());
-        let mut logits = vec![0f32; n * v];
+        let mut logits = unspecified(n * v);
         T::nt_f32(n, v, c, view::<T>(&xs, xl)?, view::<T>(&ws, wl)?, &mut logits);
         Ok(logits)
     }

@@ -2,6 +2,7 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use tallow_kernels::memory::unspecified;
 use tallow_kernels::{elementwise, simd};
 
 use crate::operand::{Scalar, check_same, on_cpu, slice, with_dtype};
@@ -29,7 +30,7 @@ impl CustomOp2 for ResidualAdd {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         fn run<T: Scalar>(s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<CpuStorage> {
             let (x, y) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?);
-            let mut out = vec![T::ZERO; x.len()];
+            let mut out = unspecified(x.len());
             elementwise::add(simd::level(), x, y, &mut out);
             Ok(T::to_cpu_storage_owned(out))
         }

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use tallow_kernels::embedding as kernels;
+use tallow_kernels::memory::unspecified;
 
 use crate::operand::{Scalar, accumulate, check_dtype, composed, on_cpu, operand, view, with_dtype};
 use crate::{Weight, reference};
@@ -42,7 +43,7 @@ impl Embedding {
     fn forward<T: Scalar>(&self) -> Result<CpuStorage> {
         let weight = self.weight.value().detach().contiguous()?;
         let (ws, wl) = weight.storage_and_layout();
-        let mut y = vec![T::ZERO; self.ids.len() * self.c];
+        let mut y = unspecified(self.ids.len() * self.c);
         kernels::gather(view(&ws, wl)?, self.c, &self.ids, &mut y);
         Ok(T::to_cpu_storage_owned(y))
     }

@@ -2,6 +2,7 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use tallow_kernels::memory::unspecified;
 use tallow_kernels::reduce;
 
 use crate::operand::{Scalar, accumulate, check_dtype, composed, on_cpu, operand, slice, view, with_dtype};
@@ -72,7 +73,7 @@ impl Linear {
         let weight = self.weight.value().detach().contiguous()?;
         let (ws, wl) = weight.storage_and_layout();
         let w = view::<T>(&ws, wl)?;
-        let mut y = vec![T::ZERO; n * o];
+        let mut y = unspecified(n * o);
         let Some(bias) = &self.bias else {
             T::nt(n, o, c, x, w, &mut y);
             return Ok(T::to_cpu_storage_owned(y));
@@ -81,7 +82,7 @@ impl Linear {
         let (bs, bl) = bias.storage_and_layout();
         let bias = view::<T>(&bs, bl)?;
         // The bias is added before the only rounding, some rows at a time.
-        let mut sums = vec![0f32; n.min(ROWS) * o];
+        let mut sums = unspecified(n.min(ROWS) * o);
         for (x, y) in x.chunks(ROWS * c).zip(y.chunks_mut(ROWS * o)) {
             let sums = &mut sums[..y.len()];
             T::nt_f32(y.len() / o, o, c, x, w, sums);
@@ -98,7 +99,7 @@ impl Linear {
             true => {
                 let weight = self.weight.value().detach().contiguous()?;
                 let (ws, wl) = weight.storage_and_layout();
-                let mut dx = vec![T::ZERO; n * c];
+                let mut dx = unspecified(n * c);
                 T::nn(n, c, o, dy, view(&ws, wl)?, &mut dx);
                 Some(Tensor::from_vec(dx, x.shape(), x.device())?)
             }

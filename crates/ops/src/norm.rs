@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use tallow_kernels::memory::unspecified;
 use tallow_kernels::norm::{self as kernels, Stats};
 use tallow_kernels::simd;
 
@@ -91,7 +92,7 @@ impl Norm {
         let (ws, wl) = weight.storage_and_layout();
         let weight = view::<T>(&ws, wl)?;
         let rows = x.len() / weight.len();
-        let mut y = vec![T::ZERO; x.len()];
+        let mut y = unspecified(x.len());
         let saved = match self.kind {
             Kind::Rms => {
                 let mut rstd = vec![0.0; rows];
@@ -127,7 +128,7 @@ impl Norm {
             Some(Saved::Layer(stats)) => Stats::Layer(stats),
             None => bail!("norm: backward without a forward pass"),
         };
-        let mut dx = x.track_op().then(|| vec![T::ZERO; x.elem_count()]);
+        let mut dx = x.track_op().then(|| unspecified(x.elem_count()));
         let (x_values, w, dy) = (view::<T>(&xs, xl)?, view(&ws, wl)?, view(&ds, dl)?);
         kernels::norm_backward(simd::level(), x_values, w, dy, stats, dx.as_deref_mut(), dweight, dbias);
         dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()

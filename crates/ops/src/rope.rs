@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use tallow_kernels::memory::unspecified;
 use tallow_kernels::rope::{self as kernels, Pairs, Rotation};
 use tallow_kernels::simd;
 
@@ -99,7 +100,7 @@ impl Rope {
     fn run<T: Scalar>(&self, storage: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
         let x = slice::<T>(storage, layout)?;
         let (_, _, heads, d) = layout.shape().dims4()?;
-        let mut out = vec![T::ZERO; x.len()];
+        let mut out = unspecified(x.len());
         if !out.is_empty() {
             let rotation = Rotation {
                 cos: &self.table.cos,
