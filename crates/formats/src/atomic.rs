@@ -1,8 +1,10 @@
 //! Files and folders that appear whole or not at all.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -14,16 +16,22 @@ use crate::{Error, Result};
 /// # Errors
 /// If the system refuses; `path` is as it was then.
 pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = sibling(path, "tmp");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+    atomic_write_with(path, |file| file.write_all(bytes).map_err(|e| Error::io(path, e)))
+}
+
+/// As [`atomic_write`], the file being written by `write`.
+pub(crate) fn atomic_write_with(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let temporary = sibling(path, "tmp")?;
+    let io = |e| Error::io(path, e);
+    let whole = || -> Result<()> {
+        let mut file = File::create(&temporary).map_err(io)?;
+        write(&mut file)?;
+        file.sync_all().map_err(io)?;
+        fs::rename(&temporary, path).map_err(io)
     };
-    if let Err(error) = write() {
+    if let Err(error) = whole() {
         let _ = fs::remove_file(&temporary);
-        return Err(Error::io(path, error));
+        return Err(error);
     }
     sync_parent(path)
 }
@@ -57,7 +65,7 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 
 /// A folder that is filled under another name and appears by a rename when all of it is on the disk.
 ///
-/// Dropped without [`commit`](Self::commit), it is removed.
+/// Dropped without [`commit_replacing`](Self::commit_replacing), it is removed.
 #[derive(Debug)]
 pub struct AtomicDir {
     temporary: PathBuf,
@@ -69,12 +77,14 @@ impl AtomicDir {
     /// Makes the temporary folder beside `target`, and missing parents.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system refuses, or there is a file at `target`.
     pub fn create(target: &Path) -> Result<Self> {
+        let temporary = sibling(target, "tmp")?;
+        refuse_file(target)?;
         if let Some(parent) = target.parent().filter(|p| !p.as_os_str().is_empty()) {
             fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         }
-        let temporary = sibling(target, "tmp");
+        // No other writer of this process has this name: what is there was left by a killed process of the same number.
         if temporary.exists() {
             fs::remove_dir_all(&temporary).map_err(|e| Error::io(&temporary, e))?;
         }
@@ -88,15 +98,20 @@ impl AtomicDir {
     }
 
     /// Makes the folder appear. An earlier one of the same name is moved aside first and removed last: a kill between
-    /// the two renames leaves it beside, as `.NAME.old-PID`, and the new one complete under its temporary name.
+    /// the two renames leaves it beside, as `.NAME.old-PID-N`, and the new one complete under its temporary name.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system refuses; an earlier folder is as it was then, and the new one is removed.
     pub fn commit_replacing(mut self) -> Result<()> {
         sync_tree(&self.temporary)?;
-        let aside = sibling(&self.target, "old");
+        refuse_file(&self.target)?;
+        let aside = sibling(&self.target, "old")?;
         let replaces = self.target.exists();
         if replaces {
+            // Left by a killed process of the same number, and replaced since: `target` is whole.
+            if aside.exists() {
+                fs::remove_dir_all(&aside).map_err(|e| Error::io(&aside, e))?;
+            }
             fs::rename(&self.target, &aside).map_err(|e| Error::io(&self.target, e))?;
         }
         if let Err(error) = fs::rename(&self.temporary, &self.target) {
@@ -122,27 +137,49 @@ impl Drop for AtomicDir {
     }
 }
 
-fn sibling(path: &Path, kind: &str) -> PathBuf {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!(".{name}.{kind}-{}", std::process::id()))
+fn refuse_file(target: &Path) -> Result<()> {
+    match target.exists() && !target.is_dir() {
+        true => Err(Error::malformed(target, "is a file where a folder is to be written; choose another name")),
+        false => Ok(()),
+    }
+}
+
+/// A name beside `path` that no other writer of this process or of one that runs now has.
+fn sibling(path: &Path, kind: &str) -> Result<PathBuf> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let Some(file_name) = path.file_name() else {
+        return Err(Error::malformed(path, "names no file or folder that could be written"));
+    };
+    let mut name = OsString::from(".");
+    name.push(file_name);
+    name.push(format!(".{kind}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    Ok(path.with_file_name(name))
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(parent, e))
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
+    }
 }
 
 fn sync_tree(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-        let path = entry.map_err(|e| Error::io(dir, e))?.path();
-        if path.is_dir() {
+        let entry = entry.map_err(|e| Error::io(dir, e))?;
+        let (path, kind) = (entry.path(), entry.file_type().map_err(|e| Error::io(dir, e))?);
+        if kind.is_dir() {
             sync_tree(&path)?;
-        } else {
+        } else if kind.is_file() {
             File::open(&path).and_then(|file| file.sync_all()).map_err(|e| Error::io(&path, e))?;
         }
     }
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(dir, e))
+    sync_folder(dir)
+}
+
+/// Only Unix lets a folder be opened to sync its entries.
+fn sync_folder(dir: &Path) -> Result<()> {
+    if cfg!(unix) {
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(dir, e))?;
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 pub use crate::atomic::{AtomicDir, sha256_file};
 use crate::safetensors::{INDEX, SafetensorsFile, ShardedSafetensors, WEIGHTS};
+use crate::source::read_capped;
 use crate::{Error, Result, TensorSource};
 
 /// The most bytes of a `config.json`.
@@ -25,18 +26,15 @@ impl ModelDir {
     /// If the directory or its configuration is missing or malformed.
     pub fn open(path: &Path) -> Result<Self> {
         let config_path = path.join("config.json");
-        let size = match std::fs::metadata(&config_path) {
-            Ok(meta) => meta.len(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::missing(path, "config.json", &found(path)));
-            }
-            Err(e) => return Err(Error::io(&config_path, e)),
-        };
-        if size > MAX_CONFIG {
-            return Err(Error::malformed(&config_path, format!("{size} bytes are too many for a configuration")));
+        if !path.is_dir() {
+            return Err(Error::missing(path, "the folder", "give a Hugging Face folder"));
         }
-        let text = std::fs::read_to_string(&config_path).map_err(|e| Error::io(&config_path, e))?;
-        let config: Value = serde_json::from_str(&text).map_err(|e| Error::malformed(&config_path, e.to_string()))?;
+        if !config_path.exists() {
+            return Err(Error::missing(path, "config.json", &found(path)));
+        }
+        let text = read_capped(&config_path, MAX_CONFIG, "a configuration")?;
+        let config: Value =
+            serde_json::from_slice(&text).map_err(|e| Error::malformed(&config_path, format!("is not JSON: {e}")))?;
         if !config.is_object() {
             return Err(Error::malformed(&config_path, "is not a JSON object"));
         }
@@ -53,16 +51,17 @@ impl ModelDir {
         &self.config
     }
 
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+    /// Opens `model.safetensors`, else the shards that `model.safetensors.index.json` lists: with both there, the single
+    /// file counts, as in transformers.
     ///
     /// # Errors
     /// If there are no weights, or they are malformed.
     pub fn open_weights(&self) -> Result<Box<dyn TensorSource>> {
         let (single, index) = (self.path.join(WEIGHTS), self.path.join(INDEX));
-        if index.is_file() {
-            Ok(Box::new(ShardedSafetensors::open(&index)?))
-        } else if single.is_file() {
+        if single.exists() {
             Ok(Box::new(SafetensorsFile::open(&single)?))
+        } else if index.exists() {
+            Ok(Box::new(ShardedSafetensors::open(&index)?))
         } else {
             Err(Error::missing(&self.path, WEIGHTS, &found(&self.path)))
         }

@@ -14,5 +14,4 @@ pub use atomic::{AtomicDir, atomic_write, sha256_file, write_json};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use locate::{ModelLocation, resolve_model};
-pub(crate) use source::source_map;
 pub use source::{TensorInfo, TensorSource};

@@ -1,6 +1,6 @@
 //! What `--model` names.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::{Error, Result};
 
@@ -19,15 +19,21 @@ pub enum ModelLocation {
 /// # Errors
 /// If there is none, saying where it was looked for.
 pub fn resolve_model(name: &str) -> Result<ModelLocation> {
-    if let Some(found) = at(Path::new(name)) {
+    let path = Path::new(name);
+    if name.is_empty() {
+        let reason = "the name is empty; give a Hugging Face folder or a .gguf file".into();
+        return Err(Error::NoModel { name: name.into(), reason });
+    }
+    if let Some(found) = at(path) {
         return Ok(found);
     }
-    let path = Path::new(name);
     if path.exists() {
         let reason = "it is neither a folder nor a .gguf file".into();
         return Err(Error::NoModel { name: name.into(), reason });
     }
-    let store = store();
+    // A name is looked for in the store, never outside it.
+    let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let store = store().filter(|_| inside);
     if let Some(found) = store.as_ref().and_then(|store| at(&store.join(name))) {
         return Ok(found);
     }
@@ -49,10 +55,11 @@ fn at(path: &Path) -> Option<ModelLocation> {
 }
 
 fn store() -> Option<PathBuf> {
-    if let Some(home) = std::env::var_os("TALLOW_HOME") {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(home) = set("TALLOW_HOME") {
         return Some(PathBuf::from(home).join("models"));
     }
-    std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share/tallow/models"))
+    set("HOME").map(|home| PathBuf::from(home).join(".local/share/tallow/models"))
 }
 
 fn looks_like_hub_id(name: &str) -> bool {

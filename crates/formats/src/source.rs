@@ -1,5 +1,6 @@
 //! [`TensorSource`]: tensors by name, whatever file they are in.
 
+use std::io::Read;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -55,7 +56,7 @@ pub trait TensorSource: Send + Sync {
             return Err(Error::tensor(path, name, reason));
         }
         convert(self.bytes(name)?, info.dtype, out)
-            .ok_or_else(|| Error::tensor(path, name, format!("{} cannot be read as f32", info.dtype)))
+            .ok_or_else(|| Error::tensor(path, name, format!("holds {}, which cannot be read as weights", info.dtype)))
     }
 }
 
@@ -87,19 +88,46 @@ fn fill<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N])
     }
 }
 
+/// Checks that a file can be opened without waiting (a pipe would block) and returns its size.
+fn plain_size(path: &Path) -> Result<u64> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    match meta.is_file() {
+        true => Ok(meta.len()),
+        false => Err(Error::malformed(path, "is not a plain file")),
+    }
+}
+
+/// Reads a file of at most `limit` bytes, however large it says it is.
+pub(crate) fn read_capped(path: &Path, limit: u64, what: &str) -> Result<Vec<u8>> {
+    let size = plain_size(path)?;
+    let mut bytes = vec![];
+    if size <= limit {
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    }
+    match size.max(bytes.len() as u64) {
+        size if size > limit => {
+            Err(Error::malformed(path, format!("{size} bytes are too many for {what} (at most {limit})")))
+        }
+        _ => Ok(bytes),
+    }
+}
+
+/// What `git clone` leaves in the place of a large file where Git LFS is not installed.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
 /// Maps a file for reading.
 #[allow(unsafe_code, reason = "mapping a file")]
 pub(crate) fn source_map(path: &Path) -> Result<memmap2::Mmap> {
+    if plain_size(path)? == 0 {
+        return Err(Error::malformed(path, "is empty; fetch it again"));
+    }
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    let meta = file.metadata().map_err(|e| Error::io(path, e))?;
-    if !meta.is_file() {
-        return Err(Error::malformed(path, "is not a plain file"));
-    }
-    if meta.len() == 0 {
-        return Err(Error::malformed(path, "is empty"));
-    }
     // SAFETY: the mapping is private to this process and only read. A file that another process cuts short while it is
     // mapped ends this one by a signal, as with every program that maps its weights; it cannot read other memory.
-    let map = unsafe { memmap2::Mmap::map(&file) };
-    map.map_err(|e| Error::io(path, e))
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+    if map.starts_with(LFS_POINTER) {
+        return Err(Error::malformed(path, "is a pointer of Git LFS, not the file itself; run `git lfs pull`"));
+    }
+    Ok(map)
 }

@@ -57,10 +57,11 @@ pub fn fill_zero(x: &mut [f32]) {
     x.par_chunks_mut(BLOCK).for_each(|x| x.fill(0.0));
 }
 
-/// `x[i, j] += row[j]` for rows of `row.len()`, added in f32 and rounded once.
-pub fn add_to_rows<T: crate::lanes::Element>(row: &[T], x: &mut [T]) {
-    x.par_chunks_exact_mut(row.len()).for_each(|x| {
-        x.iter_mut().zip(row).for_each(|(x, r)| *x = T::from_f32(x.to_f32() + r.to_f32()));
+/// `out[i, j] = x[i, j] + row[j]` for rows of `row.len()`, added in f32 and rounded once.
+pub fn add_to_rows<T: crate::lanes::Element>(x: &[f32], row: &[T], out: &mut [T]) {
+    let rows = out.par_chunks_exact_mut(row.len()).zip(x.par_chunks_exact(row.len()));
+    rows.for_each(|(out, x)| {
+        out.iter_mut().zip(x).zip(row).for_each(|((out, x), r)| *out = T::from_f32(x + r.to_f32()));
     });
 }
 

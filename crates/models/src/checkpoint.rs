@@ -12,7 +12,7 @@ use tallow_nn::{Fill, ParamSpec};
 use crate::{Error, ModelConfig, Result, gguf, parse_config};
 
 /// Tensors that checkpoints carry and models compute: nothing is lost by leaving them.
-const COMPUTED: &[&str] = &["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "self_attn.rotary_emb.inv_freq"];
+const COMPUTED: &[&str] = &[".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
 
 /// How a file names its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Checkpoint {
     pub fn open_gguf(file: GgufFile) -> Result<Self> {
         let path = file.path().to_path_buf();
         let hf_config = gguf::config_of(&file).map_err(|e| e.in_file(&path))?;
-        let parsed = parse_config(&hf_config).map_err(|e| e.in_file(&path))?;
+        let parsed = parse_config(&hf_config).map_err(|e| gguf::error_of(e, &file).in_file(&path))?;
         let source = Box::new(file);
         Ok(Self { path, config: parsed.config, hf_config, unknown_keys: vec![], source, naming: Naming::Gguf })
     }
@@ -102,7 +102,8 @@ impl Checkpoint {
             .collect();
         match unused.first() {
             Some(first) => {
-                Err(Error::UnusedTensors { path: self.path.clone(), count: unused.len(), first: (*first).into() })
+                let path = self.source.path_of(first).to_path_buf();
+                Err(Error::UnusedTensors { path, count: unused.len(), first: (*first).into() })
             }
             None => Ok(()),
         }
@@ -110,21 +111,24 @@ impl Checkpoint {
 
     /// The stored name of a parameter, after checking that it is there in the right shape.
     fn locate(&self, spec: &ParamSpec) -> tallow_nn::Result<String> {
-        let wrong =
-            |reason: String| tallow_nn::Error::Weights { path: self.path.clone(), tensor: spec.name.clone(), reason };
         let name = match self.naming {
             Naming::HuggingFace => Some(spec.name.clone()),
             Naming::HuggingFaceBare => Some(spec.name.strip_prefix("transformer.").unwrap_or(&spec.name).to_owned()),
             Naming::Gguf => gguf::tensor_name(&spec.name),
         };
+        let file = self.source.path_of(name.as_deref().unwrap_or_default());
+        let wrong = |reason: String| tallow_nn::Error::Weights { path: file.into(), tensor: spec.name.clone(), reason };
         let name = name.ok_or_else(|| wrong("has no name in GGUF files".into()))?;
-        let info = self.source.info(&name).ok_or_else(|| wrong(format!("is missing (looked for `{name}`)")))?;
+        let info = self.source.info(&name).ok_or_else(|| match name == spec.name {
+            true => wrong("is missing; fetch the weights again, or is the configuration another model's?".into()),
+            false => wrong(format!("is missing (looked for `{name}`); fetch or convert the model again")),
+        })?;
         let expected = if self.naming == Naming::Gguf { spec.shape.clone() } else { spec.stored_shape() };
         if info.shape != expected {
             let hint = if name.contains("embed") || name.contains("lm_head") || name.contains("wte") {
                 "; the vocabulary of the configuration does not match the weights"
             } else {
-                ""
+                "; does the configuration belong to these weights?"
             };
             return Err(wrong(format!(
                 "is {:?} in the file but the configuration needs {expected:?}{hint}",

@@ -152,6 +152,51 @@ const WITHOUT_EFFECT: &[&str] = &[
     "transformers.js_config",
 ];
 
+/// A size that a configuration states, and the most that any model could mean by it.
+pub(crate) struct Size(pub &'static str, pub usize, pub usize);
+
+/// Limits of [`Size`]: an order of magnitude past the largest models, and small enough that no product of two or three of
+/// them overflows and that planning a model that does not exist takes no memory to speak of.
+pub(crate) mod most {
+    pub const VOCAB: usize = 1 << 24;
+    pub const WIDTH: usize = 1 << 20;
+    pub const LAYERS: usize = 1 << 12;
+    pub const HEADS: usize = 1 << 14;
+    pub const POSITIONS: usize = 1 << 26;
+    /// Positions times channels of a head: a rotary table of 1 GiB.
+    pub const ROTARY: usize = 1 << 28;
+}
+
+/// Checks that every size is at least 1 and below its limit, before anything is made of it.
+///
+/// # Errors
+/// Naming the key.
+pub(crate) fn check_sizes(sizes: &[Size]) -> Result<()> {
+    for &Size(key, size, most) in sizes {
+        if size == 0 {
+            return Err(crate::Error::config(key, "is 0; it must be at least 1"));
+        }
+        if size > most {
+            return Err(crate::Error::config(
+                key,
+                format!("{size} is more than any model has; at most {most} is read"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a number is at least 0 and below 1, as dropouts and the epsilons of norms are.
+///
+/// # Errors
+/// Naming the key.
+pub(crate) fn check_fractions(fractions: &[(&'static str, f64)], example: f64) -> Result<()> {
+    match fractions.iter().find(|(_, x)| !(0.0..1.0).contains(x)) {
+        Some((key, x)) => Err(crate::Error::config(key, format!("{x} is not at least 0 and below 1; e.g. {example}"))),
+        None => Ok(()),
+    }
+}
+
 /// Reads a family's typed configuration, and lists the keys that neither it nor anything else knows.
 ///
 /// # Errors

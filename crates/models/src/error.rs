@@ -26,17 +26,25 @@ pub enum Error {
         reason: String,
     },
     /// An architecture that is not implemented.
-    #[error("architecture `{name}` is not supported; supported are: {supported}")]
+    #[error("{at}architecture `{name}` is not supported; the nearest is `{nearest}`; supported are: {supported}")]
     Architecture {
+        /// File and a separator, or empty where there is no file.
+        at: String,
         /// As the file names it.
         name: String,
+        /// The supported one whose name is most like it.
+        nearest: String,
         /// Comma-separated list.
         supported: String,
     },
     /// A checkpoint holds tensors that the model does not have, so loading it would ignore them.
-    #[error("{}: {} tensors that this model does not have, the first: `{first}`", path.display(), count)]
+    #[error(
+        "{}: tensor `{first}`: this model has no such parameter{}; does the configuration belong to these weights?",
+        path.display(),
+        others(*count)
+    )]
     UnusedTensors {
-        /// The file or directory.
+        /// The file that holds the first.
         path: PathBuf,
         /// How many.
         count: usize,
@@ -53,15 +61,36 @@ pub enum Error {
     },
 }
 
+fn others(count: usize) -> String {
+    match count {
+        0 | 1 => String::new(),
+        n => format!(", nor {} others that the files hold", n - 1),
+    }
+}
+
 impl Error {
     pub(crate) fn config(key: &str, reason: impl Into<String>) -> Self {
         Error::Config { at: String::new(), key: key.into(), reason: reason.into() }
     }
 
+    pub(crate) fn architecture(name: &str, supported: &[&str]) -> Self {
+        let nearest = supported.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+        Error::Architecture {
+            at: String::new(),
+            name: name.into(),
+            nearest: nearest.copied().unwrap_or_default().into(),
+            supported: supported.join(", "),
+        }
+    }
+
     /// The same error, saying which file it is about.
     pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
+        let at = format!("{}: ", path.display());
         match self {
-            Error::Config { key, reason, .. } => Error::Config { at: format!("{}: ", path.display()), key, reason },
+            Error::Config { key, reason, .. } => Error::Config { at, key, reason },
+            Error::Architecture { name, nearest, supported, .. } => {
+                Error::Architecture { at, name, nearest, supported }
+            }
             other => other,
         }
     }

@@ -14,12 +14,45 @@ pub(crate) fn config_of(file: &GgufFile) -> Result<Value> {
     match arch {
         "llama" => llama(file),
         "gpt2" => gpt2(file),
-        other => Err(Error::Architecture { name: other.into(), supported: "llama, gpt2".into() }),
+        other => Err(Error::architecture(other, &["llama", "gpt2"])),
+    }
+}
+
+/// Keys of a `config.json` and where GGUF keeps them, behind the architecture.
+const KEYS: &[(&str, &str)] = &[
+    ("hidden_size", "embedding_length"),
+    ("n_embd", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("n_inner", "feed_forward_length"),
+    ("num_hidden_layers", "block_count"),
+    ("n_layer", "block_count"),
+    ("num_attention_heads", "attention.head_count"),
+    ("n_head", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("max_position_embeddings", "context_length"),
+    ("n_positions", "context_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("layer_norm_epsilon", "attention.layer_norm_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("rope_scaling", "rope.scaling.factor"),
+];
+
+/// An error over the configuration that a header amounts to, naming the key that is in the file.
+pub(crate) fn error_of(error: Error, file: &GgufFile) -> Error {
+    let arch = file.get_str("general.architecture").unwrap_or_default();
+    match error {
+        Error::Config { at, key, reason } => {
+            let stored = KEYS.iter().find(|(hf, _)| *hf == key).map(|(_, stored)| format!("{arch}.{stored}"));
+            Error::Config { at, key: stored.unwrap_or(key), reason }
+        }
+        other => other,
     }
 }
 
 fn llama(file: &GgufFile) -> Result<Value> {
     let int = |key: &str| file.get_u64(&format!("llama.{key}"));
+    let opt_int = |key: &str| file.opt_u64(&format!("llama.{key}"));
     let heads = int("attention.head_count")?;
     let mut value = json!({
         "architectures": ["LlamaForCausalLM"],
@@ -28,34 +61,40 @@ fn llama(file: &GgufFile) -> Result<Value> {
         "intermediate_size": int("feed_forward_length")?,
         "num_hidden_layers": int("block_count")?,
         "num_attention_heads": heads,
-        "num_key_value_heads": int("attention.head_count_kv").unwrap_or(heads),
+        "num_key_value_heads": opt_int("attention.head_count_kv")?.unwrap_or(heads),
         "max_position_embeddings": int("context_length")?,
         "rms_norm_eps": widen(file.get_f32("llama.attention.layer_norm_rms_epsilon")?),
-        "rope_theta": file.get_f32("llama.rope.freq_base").map_or(10_000.0, widen),
+        "rope_theta": file.opt_f32("llama.rope.freq_base")?.map_or(10_000.0, widen),
         "tie_word_embeddings": !has(file, "output.weight"),
         "attention_bias": has(file, "blk.0.attn_q.bias"),
     });
-    if let Ok(head_dim) = int("attention.key_length").or_else(|_| int("rope.dimension_count")) {
+    // Absent or misread keys would build another model: only what is absent has a default.
+    let (key_length, rotated) = (opt_int("attention.key_length")?, opt_int("rope.dimension_count")?);
+    if let Some(head_dim) = key_length.or(rotated) {
         value["head_dim"] = json!(head_dim);
+        if let Some(rotated) = rotated.filter(|&rotated| rotated != head_dim) {
+            let reason = format!("is {rotated} but heads have {head_dim} channels: partial rotation is not supported");
+            return Err(Error::config("llama.rope.dimension_count", reason));
+        }
     }
     if has(file, "rope_freqs.weight") {
         return Err(Error::config("rope_freqs.weight", "rotary frequency factors in a GGUF file are not supported"));
     }
-    if int("expert_count").is_ok_and(|n| n > 0) {
+    if opt_int("expert_count")?.is_some_and(|n| n > 0) {
         return Err(Error::config("llama.expert_count", "mixtures of experts are not supported"));
     }
-    match file.get_str("llama.rope.scaling.type") {
-        Err(_) | Ok("none") => {}
-        Ok("linear") => {
+    match file.opt_str("llama.rope.scaling.type")? {
+        None | Some("none") => {}
+        Some("linear") => {
             let factor = widen(file.get_f32("llama.rope.scaling.factor")?);
             value["rope_scaling"] = json!({"rope_type": "linear", "factor": factor});
         }
-        Ok(other) => {
+        Some(other) => {
             let reason = format!("`{other}` is not supported; none and linear are");
             return Err(Error::config("llama.rope.scaling.type", reason));
         }
     }
-    special_ids(file, &mut value);
+    special_ids(file, &mut value)?;
     Ok(value)
 }
 
@@ -73,7 +112,7 @@ fn gpt2(file: &GgufFile) -> Result<Value> {
         // The head is always written, tied or not, so it is read as one of its own.
         "tie_word_embeddings": !has(file, "output.weight"),
     });
-    special_ids(file, &mut value);
+    special_ids(file, &mut value)?;
     Ok(value)
 }
 
@@ -82,7 +121,8 @@ fn vocab_size(file: &GgufFile) -> Result<usize> {
     use tallow_formats::TensorSource;
     match file.info("token_embd.weight").map(|info| info.shape.as_slice()) {
         Some(&[rows, _]) => Ok(rows),
-        _ => Err(Error::config("token_embd.weight", "the file has no embedding matrix of this name")),
+        Some(shape) => Err(Error::config("token_embd.weight", format!("is {shape:?}, not a matrix"))),
+        None => Err(Error::config("token_embd.weight", "the file has no embedding matrix of this name")),
     }
 }
 
@@ -91,12 +131,13 @@ fn has(file: &GgufFile, tensor: &str) -> bool {
     file.info(tensor).is_some()
 }
 
-fn special_ids(file: &GgufFile, value: &mut Value) {
+fn special_ids(file: &GgufFile, value: &mut Value) -> Result<()> {
     for (key, hf) in [("bos", "bos_token_id"), ("eos", "eos_token_id")] {
-        if let Ok(id) = file.get_u64(&format!("tokenizer.ggml.{key}_token_id")) {
+        if let Some(id) = file.opt_u64(&format!("tokenizer.ggml.{key}_token_id"))? {
             value[hf] = json!(id);
         }
     }
+    Ok(())
 }
 
 /// The f64 that a person would have written for this f32 (1e-5, not 9.999999747378752e-6).

@@ -38,7 +38,7 @@ fn family_of(value: &Value) -> Result<&'static Family> {
         return Err(Error::config("config", "is not a JSON object"));
     };
     let name = match map.get("architectures") {
-        Some(Value::Array(names)) if !names.is_empty() => names[0].as_str(),
+        Some(Value::Array(names)) if names.first().is_some_and(Value::is_string) => names[0].as_str(),
         Some(Value::Null) | None => None,
         _ => return Err(Error::config("architectures", "must be a list of names, e.g. [\"LlamaForCausalLM\"]")),
     };
@@ -50,9 +50,11 @@ fn family_of(value: &Value) -> Result<&'static Family> {
             return Err(Error::config("architectures", "is missing, e.g. architectures = [\"LlamaForCausalLM\"]"));
         }
     };
-    found.ok_or_else(|| Error::Architecture {
-        name: name.or(by_type).unwrap_or_default().into(),
-        supported: FAMILIES.iter().flat_map(|f| f.architectures).copied().collect::<Vec<_>>().join(", "),
+    found.ok_or_else(|| match name {
+        Some(name) => {
+            Error::architecture(name, &FAMILIES.iter().flat_map(|f| f.architectures).copied().collect::<Vec<_>>())
+        }
+        None => Error::architecture(by_type.unwrap_or_default(), &FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>()),
     })
 }
 
@@ -138,6 +140,51 @@ mod tests {
         let mut value = base();
         value["quantization_config"] = json!({"quant_method": "gptq"});
         assert!(parse_config(&value).err().is_some_and(|e| e.to_string().contains("gptq")));
+    }
+
+    #[test]
+    fn keys_that_are_absent_mean_what_they_mean_to_transformers() -> Result<()> {
+        let mut value = base();
+        assert_eq!(parse_config(&value)?.config.shape().sliding_window, None);
+        value["num_attention_heads"] = json!(8);
+        value["head_dim"] = json!(2);
+        value["architectures"] = json!(["MistralForCausalLM"]);
+        let shape = parse_config(&value)?.config.shape();
+        assert_eq!((shape.num_kv_heads, shape.max_positions, shape.sliding_window), (8, 131_072, Some(4096)));
+        value["sliding_window"] = Value::Null;
+        assert_eq!(parse_config(&value)?.config.shape().sliding_window, None);
+        // And what we leave out would be read as an id: null is said.
+        assert_eq!(parse_config(&value)?.config.to_hf().get("eos_token_id"), Some(&Value::Null));
+        Ok(())
+    }
+
+    #[test]
+    fn theta_beside_the_stretching_comes_first() -> Result<()> {
+        let mut value = base();
+        value["rope_theta"] = json!(1e4);
+        value["rope_scaling"] = json!({"type": "linear", "factor": 2.0, "rope_theta": 7e5});
+        let written = parse_config(&value)?.config.to_hf();
+        assert_eq!(written["rope_theta"], json!(7e5));
+        assert_eq!(written["rope_scaling"], json!({"rope_type": "linear", "factor": 2.0}));
+        Ok(())
+    }
+
+    #[test]
+    fn what_transformers_has_no_architecture_for_is_refused() {
+        let mut biased = base();
+        biased["sliding_window"] = json!(4);
+        biased["attention_bias"] = json!(true);
+        assert!(message(&biased).contains("attention_bias"), "{}", message(&biased));
+        let mut ragged = base();
+        ragged["hidden_size"] = json!(9);
+        ragged["head_dim"] = json!(4);
+        assert!(message(&ragged).contains("hidden_size"), "{}", message(&ragged));
+        let mut partial = base();
+        partial["rope_parameters"] = json!({"rope_theta": 1e4, "partial_rotary_factor": 0.5});
+        assert!(message(&partial).contains("partial_rotary_factor"), "{}", message(&partial));
+        let mut words = base();
+        words["rope_parameters"] = json!({"rope_theta": "1e4"});
+        assert!(message(&words).contains("rope_theta"), "{}", message(&words));
     }
 
     #[test]

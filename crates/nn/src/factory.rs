@@ -1,6 +1,7 @@
 //! [`LayerFactory`]: models ask, they never load.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 
 use candle_core::{DType, Device, Tensor};
 use tallow_ops::Weight;
@@ -195,22 +196,23 @@ impl<'a> Build<'a> {
 /// # Errors
 /// Whatever `build` returns, or [`Error::Param`] if a name is asked for twice.
 pub fn plan_params<M>(build: impl FnOnce(&Build) -> Result<M>) -> Result<(M, Vec<ParamSpec>)> {
-    let planner = Planner { specs: RefCell::default() };
+    let planner = Planner { specs: RefCell::default(), names: RefCell::default() };
     let model = build(&Build::new(&planner))?;
     Ok((model, planner.specs.into_inner()))
 }
 
 struct Planner {
     specs: RefCell<Vec<ParamSpec>>,
+    /// Of `specs`: a configuration may ask for thousands of layers before anyone looks whether its file has them.
+    names: RefCell<HashSet<String>>,
 }
 
 impl LayerFactory for Planner {
     fn weight(&self, spec: &ParamSpec) -> Result<Weight> {
-        let mut specs = self.specs.borrow_mut();
-        if specs.iter().any(|s| s.name == spec.name) {
+        if !self.names.borrow_mut().insert(spec.name.clone()) {
             return Err(Error::Param { name: spec.name.clone(), reason: "asked for twice by its model".into() });
         }
-        specs.push(spec.clone());
+        self.specs.borrow_mut().push(spec.clone());
         let placeholder = Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(spec.shape.as_slice())?;
         Ok(Weight::frozen(placeholder))
     }

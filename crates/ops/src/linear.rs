@@ -26,6 +26,9 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tens
     x.apply_op3(operand(weight), &bias, op)
 }
 
+/// Rows with a bias that are in f32 at once.
+const ROWS: usize = 512;
+
 /// Rows, inputs and outputs.
 #[derive(Clone, Copy)]
 struct Dims {
@@ -68,12 +71,21 @@ impl Linear {
         let Dims { n, c, o } = self.dims;
         let weight = self.weight.value().detach().contiguous()?;
         let (ws, wl) = weight.storage_and_layout();
+        let w = view::<T>(&ws, wl)?;
         let mut y = vec![T::ZERO; n * o];
-        T::nt(n, o, c, x, view(&ws, wl)?, &mut y);
-        if let Some(bias) = &self.bias {
-            let bias = bias.value().detach().contiguous()?;
-            let (bs, bl) = bias.storage_and_layout();
-            reduce::add_to_rows(view(&bs, bl)?, &mut y);
+        let Some(bias) = &self.bias else {
+            T::nt(n, o, c, x, w, &mut y);
+            return Ok(T::to_cpu_storage_owned(y));
+        };
+        let bias = bias.value().detach().contiguous()?;
+        let (bs, bl) = bias.storage_and_layout();
+        let bias = view::<T>(&bs, bl)?;
+        // The bias is added before the only rounding, some rows at a time.
+        let mut sums = vec![0f32; n.min(ROWS) * o];
+        for (x, y) in x.chunks(ROWS * c).zip(y.chunks_mut(ROWS * o)) {
+            let sums = &mut sums[..y.len()];
+            T::nt_f32(y.len() / o, o, c, x, w, sums);
+            reduce::add_to_rows(sums, bias, y);
         }
         Ok(T::to_cpu_storage_owned(y))
     }

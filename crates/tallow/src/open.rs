@@ -136,8 +136,9 @@ pub fn gguf_tokenizer(file: &GgufFile) -> Result<Tokenizer> {
         add_bos: fields.add_bos,
         add_eos: fields.add_eos,
         add_space_prefix: fields.add_space_prefix,
+        remove_extra_whitespaces: fields.remove_extra_whitespaces,
+        precompiled_charsmap: fields.precompiled_charsmap,
         chat_template: fields.chat_template,
-        ..GgufVocab::default()
     })?)
 }
 

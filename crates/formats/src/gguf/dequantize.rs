@@ -1,4 +1,4 @@
-//! Block-quantized types to f32. The layouts are those of ggml; the tests compare with its Python package.
+//! Block-quantized types to f32. The layouts are those of ggml; the tests compare with candle's.
 
 use half::f16;
 

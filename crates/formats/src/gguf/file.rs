@@ -6,14 +6,10 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use super::read::Cursor;
-use super::types::dtype_of;
+use super::header::Header;
 use super::{GgufValue, TokenizerFields, tokenizer};
+use crate::source::source_map;
 use crate::{Error, Result, TensorInfo, TensorSource};
-
-const MAGIC: &[u8] = b"GGUF";
-const DEFAULT_ALIGNMENT: u64 = 32;
-const MAX_DIMS: u32 = 4;
 
 /// A mapped GGUF file.
 #[derive(Debug)]
@@ -26,23 +22,17 @@ pub struct GgufFile {
 }
 
 impl GgufFile {
-    /// Maps a file and checks its header.
+    /// Maps a file and checks its header: counts, types, names and keys that are there twice, the place of every tensor.
+    /// What it takes in memory is bounded by 256 MiB, whatever the header says.
     ///
     /// # Errors
     /// If it cannot be read, is no GGUF of version 2 or 3, or is malformed; or holds a tensor type that is not supported.
+    /// The file and the key or tensor are named.
     pub fn open(path: &Path) -> Result<Self> {
-        let map = crate::source_map(path)?;
-        let header = Header::read(&map).map_err(|reason| Error::malformed(path, reason))?;
-        let mut tensors = HashMap::new();
-        let mut names = vec![];
-        for raw in header.tensors {
-            let (info, range) =
-                raw.place(header.data_start, map.len()).map_err(|(name, reason)| Error::tensor(path, &name, reason))?;
-            names.push(info.name.clone());
-            if let Some((earlier, _)) = tensors.insert(info.name.clone(), (info, range)) {
-                return Err(Error::tensor(path, &earlier.name, "is there twice"));
-            }
-        }
+        let map = source_map(path)?;
+        let header = Header::read(&map).map_err(|wrong| wrong.in_file(path))?;
+        let names = header.tensors.iter().map(|(info, _)| info.name.clone()).collect();
+        let tensors = header.tensors.into_iter().map(|(info, range)| (info.name.clone(), (info, range))).collect();
         Ok(Self { path: path.to_path_buf(), map, metadata: header.metadata, names, tensors })
     }
 
@@ -61,9 +51,59 @@ impl GgufFile {
         self.metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v)
     }
 
-    fn typed<'a, T>(&'a self, key: &str, what: &str, read: impl Fn(&'a GgufValue) -> Option<T>) -> Result<T> {
-        let value = self.get(key).ok_or_else(|| Error::key(&self.path, key, "is missing"))?;
-        read(value).ok_or_else(|| Error::key(&self.path, key, format!("is {}, not {what}", value.kind())))
+    fn opt<'a, T>(&'a self, key: &str, what: &str, read: impl Fn(&'a GgufValue) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match read(value) {
+            Some(read) => Ok(Some(read)),
+            None => Err(Error::key(&self.path, key, format!("is {}, not {what}", value.kind()))),
+        }
+    }
+
+    fn need<T>(&self, key: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| Error::key(&self.path, key, "is missing; convert the model anew"))
+    }
+
+    /// A non-negative integer, if the key is there.
+    ///
+    /// # Errors
+    /// If the key is of another type.
+    pub fn opt_u64(&self, key: &str) -> Result<Option<u64>> {
+        self.opt(key, "a non-negative integer", GgufValue::as_u64)
+    }
+
+    /// A finite float, if the key is there.
+    ///
+    /// # Errors
+    /// If the key is of another type, or its value infinite or not a number.
+    pub fn opt_f32(&self, key: &str) -> Result<Option<f32>> {
+        match self.opt(key, "a float", GgufValue::as_f32)? {
+            Some(x) if !x.is_finite() => Err(Error::key(&self.path, key, format!("is {x}, which is no finite number"))),
+            value => Ok(value),
+        }
+    }
+
+    /// A boolean, if the key is there.
+    ///
+    /// # Errors
+    /// If the key is of another type.
+    pub fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
+        self.opt(key, "a boolean", GgufValue::as_bool)
+    }
+
+    /// Text, if the key is there.
+    ///
+    /// # Errors
+    /// If the key is of another type.
+    pub fn opt_str(&self, key: &str) -> Result<Option<&str>> {
+        self.opt(key, "a string", GgufValue::as_str)
+    }
+
+    /// An array, if the key is there.
+    ///
+    /// # Errors
+    /// If the key is of another type.
+    pub fn opt_array(&self, key: &str) -> Result<Option<&[GgufValue]>> {
+        self.opt(key, "an array", GgufValue::as_array)
     }
 
     /// A non-negative integer.
@@ -71,15 +111,15 @@ impl GgufFile {
     /// # Errors
     /// If the key is missing or of another type.
     pub fn get_u64(&self, key: &str) -> Result<u64> {
-        self.typed(key, "a non-negative integer", GgufValue::as_u64)
+        self.need(key, self.opt_u64(key)?)
     }
 
-    /// A float.
+    /// A finite float.
     ///
     /// # Errors
-    /// If the key is missing or of another type.
+    /// If the key is missing or of another type, or its value infinite or not a number.
     pub fn get_f32(&self, key: &str) -> Result<f32> {
-        self.typed(key, "a float", GgufValue::as_f32)
+        self.need(key, self.opt_f32(key)?)
     }
 
     /// Text.
@@ -87,7 +127,7 @@ impl GgufFile {
     /// # Errors
     /// If the key is missing or of another type.
     pub fn get_str(&self, key: &str) -> Result<&str> {
-        self.typed(key, "a string", GgufValue::as_str)
+        self.need(key, self.opt_str(key)?)
     }
 
     /// An array.
@@ -95,7 +135,7 @@ impl GgufFile {
     /// # Errors
     /// If the key is missing or of another type.
     pub fn get_array(&self, key: &str) -> Result<&[GgufValue]> {
-        self.typed(key, "an array", GgufValue::as_array)
+        self.need(key, self.opt_array(key)?)
     }
 
     /// What the file says of its tokenizer.
@@ -125,88 +165,5 @@ impl TensorSource for GgufFile {
 
     fn path_of(&self, _: &str) -> &Path {
         &self.path
-    }
-}
-
-struct Header {
-    metadata: Vec<(String, GgufValue)>,
-    tensors: Vec<RawTensor>,
-    data_start: u64,
-}
-
-struct RawTensor {
-    name: String,
-    /// Innermost first, as the file has them.
-    dims: Vec<u64>,
-    kind: u32,
-    offset: u64,
-}
-
-impl Header {
-    fn read(bytes: &[u8]) -> Result<Self, String> {
-        if !bytes.starts_with(MAGIC) {
-            return Err("is no GGUF file: it does not begin with GGUF".into());
-        }
-        let mut cursor = Cursor::new(&bytes[MAGIC.len()..]);
-        match cursor.u32()? {
-            2 | 3 => {}
-            1 => return Err("is GGUF version 1, which is not supported; convert the model anew".into()),
-            v if v.swap_bytes() <= 3 => return Err("is big-endian, which is not supported".into()),
-            v => return Err(format!("is GGUF version {v}; 2 and 3 are supported")),
-        }
-        // A tensor's entry takes at least 8 + 4 + 8 + 4 + 8 bytes, a key and value at least 8 + 4 + 1.
-        let num_tensors = cursor.count(32, "tensors")?;
-        let num_keys = cursor.count(13, "keys")?;
-        let mut metadata: Vec<(String, GgufValue)> = vec![];
-        let mut seen = std::collections::HashSet::new();
-        for _ in 0..num_keys {
-            let key = cursor.string()?;
-            let value = cursor.value().map_err(|reason| format!("`{key}`: {reason}"))?;
-            if !seen.insert(key.clone()) {
-                return Err(format!("`{key}` is there twice"));
-            }
-            metadata.push((key, value));
-        }
-        let mut tensors = vec![];
-        for _ in 0..num_tensors {
-            tensors.push(RawTensor::read(&mut cursor)?);
-        }
-        let alignment = match metadata.iter().find(|(k, _)| k == "general.alignment").map(|(_, v)| v.as_u64()) {
-            None => DEFAULT_ALIGNMENT,
-            Some(Some(a)) if a.is_power_of_two() && a <= 1 << 20 => a,
-            Some(_) => return Err("`general.alignment` is no power of two up to 2^20".into()),
-        };
-        let end = (MAGIC.len() + cursor.position()) as u64;
-        Ok(Self { metadata, tensors, data_start: end.next_multiple_of(alignment) })
-    }
-}
-
-impl RawTensor {
-    fn read(cursor: &mut Cursor) -> Result<Self, String> {
-        let name = cursor.string()?;
-        let num_dims = cursor.u32()?;
-        if num_dims > MAX_DIMS {
-            return Err(format!("tensor `{name}` has {num_dims} dimensions; at most {MAX_DIMS} are possible"));
-        }
-        let dims = (0..num_dims).map(|_| cursor.u64()).collect::<Result<_, _>>()?;
-        Ok(Self { name, dims, kind: cursor.u32()?, offset: cursor.u64()? })
-    }
-
-    /// Checks where the tensor says it lies.
-    fn place(self, data_start: u64, len: usize) -> Result<(TensorInfo, Range<usize>), (String, String)> {
-        let wrong = |reason: String| (self.name.clone(), reason);
-        let dtype = dtype_of(self.kind).map_err(|kind| wrong(format!("type {kind} is not supported")))?;
-        let shape: Option<Vec<usize>> = self.dims.iter().rev().map(|&d| usize::try_from(d).ok()).collect();
-        let shape = shape.ok_or_else(|| wrong("a dimension does not fit this machine".into()))?;
-        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let row_is_whole = shape.last().is_none_or(|&row| dtype.bytes(row).is_some());
-        let bytes = elements.and_then(|n| dtype.bytes(n)).filter(|_| row_is_whole);
-        let bytes = bytes.ok_or_else(|| wrong(format!("shape {shape:?} makes no whole number of {dtype} blocks")))?;
-        let start = data_start.checked_add(self.offset).and_then(|s| usize::try_from(s).ok());
-        let end = start.and_then(|s| s.checked_add(bytes)).filter(|&end| end <= len);
-        match (start, end) {
-            (Some(start), Some(end)) => Ok((TensorInfo { name: self.name, dtype, shape }, start..end)),
-            _ => Err(wrong(format!("its {bytes} bytes lie beyond the end of the file ({len} bytes): is it cut off?"))),
-        }
     }
 }

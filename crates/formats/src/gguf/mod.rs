@@ -2,6 +2,7 @@
 
 pub(crate) mod dequantize;
 mod file;
+mod header;
 mod read;
 mod tokenizer;
 mod types;

@@ -32,6 +32,10 @@ pub struct TokenizerFields {
     pub add_eos: Option<bool>,
     /// Whether a space is put in front.
     pub add_space_prefix: Option<bool>,
+    /// Whether runs of spaces become one (`t5`).
+    pub remove_extra_whitespaces: Option<bool>,
+    /// SentencePiece's compiled normalisation (`t5`).
+    pub precompiled_charsmap: Option<Vec<u8>>,
     /// Jinja.
     pub chat_template: Option<String>,
 }
@@ -39,7 +43,7 @@ pub struct TokenizerFields {
 pub(super) fn read(file: &GgufFile) -> Result<TokenizerFields> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let wrong = |name: &str, reason: String| Error::key(file.path(), &key(name), reason);
-    let list = |name: &str| file.get(&key(name)).map(|_| file.get_array(&key(name))).transpose();
+    let list = |name: &str| file.opt_array(&key(name));
     let text = |name: &str, values: &[GgufValue]| -> Result<Vec<String>> {
         let each = values.iter().map(|v| v.as_str().map(ToOwned::to_owned));
         each.collect::<Option<_>>().ok_or_else(|| wrong(name, "holds something that is no string".into()))
@@ -73,13 +77,17 @@ pub(super) fn read(file: &GgufFile) -> Result<TokenizerFields> {
             _ => Err(wrong(&name, format!("is no id of the {} tokens", tokens.len()))),
         }
     };
-    let flag = |name: &str| -> Result<Option<bool>> {
-        let Some(value) = file.get(&key(name)) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| wrong(name, format!("is {}, not a boolean", value.kind())))
+    let charsmap = match list("precompiled_charsmap")? {
+        None => None,
+        Some(values) => {
+            let bytes = values.iter().map(|v| v.as_u64().and_then(|b| u8::try_from(b).ok())).collect::<Option<_>>();
+            Some(bytes.ok_or_else(|| wrong("precompiled_charsmap", "holds something that is no byte".into()))?)
+        }
     };
+    let flag = |name: &str| file.opt_bool(&key(name));
     Ok(TokenizerFields {
         model: file.get_str(&key("model"))?.to_owned(),
-        pre: file.get(&key("pre")).and_then(GgufValue::as_str).map(ToOwned::to_owned),
+        pre: file.opt_str(&key("pre"))?.map(ToOwned::to_owned),
         merges: list("merges")?.map(|values| text("merges", values)).transpose()?,
         bos: id("bos")?,
         eos: id("eos")?,
@@ -88,7 +96,9 @@ pub(super) fn read(file: &GgufFile) -> Result<TokenizerFields> {
         add_bos: flag("add_bos_token")?,
         add_eos: flag("add_eos_token")?,
         add_space_prefix: flag("add_space_prefix")?,
-        chat_template: file.get("tokenizer.chat_template").and_then(GgufValue::as_str).map(ToOwned::to_owned),
+        remove_extra_whitespaces: flag("remove_extra_whitespaces")?,
+        precompiled_charsmap: charsmap,
+        chat_template: file.opt_str("tokenizer.chat_template")?.map(ToOwned::to_owned),
         tokens,
         scores,
         token_types,

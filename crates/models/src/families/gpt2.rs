@@ -12,7 +12,7 @@ use tallow_nn::{
 };
 use tallow_ops::{Weight, residual_add};
 
-use crate::config::typed;
+use crate::config::{Size, check_fractions, check_sizes, most, typed};
 use crate::decoder::check_positions;
 use crate::{Decoder, EosTokenId, Error, ModelConfig, ParsedConfig, Shape};
 
@@ -38,6 +38,9 @@ pub(crate) const KEYS: &[&str] = &[
     "pad_token_id",
     "add_cross_attention",
 ];
+
+/// Keys that are written as null too: without them transformers assumes an id (50256) that this model may not have.
+const NULL_IS_SAID: &[&str] = &["n_inner", "bos_token_id", "eos_token_id", "pad_token_id"];
 
 /// Configuration of a GPT-2, with Hugging Face's keys. Dropout is off unless the file asks for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,25 +104,23 @@ impl Gpt2Config {
     }
 
     fn validate(&self) -> crate::Result<()> {
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("n_positions", self.n_positions),
-            ("n_embd", self.n_embd),
-            ("n_layer", self.n_layer),
-            ("n_head", self.n_head),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, v)| *v == 0) {
-            return Err(Error::config(key, "is 0; it must be at least 1"));
-        }
+        check_sizes(&[
+            Size("vocab_size", self.vocab_size, most::VOCAB),
+            Size("n_positions", self.n_positions, most::POSITIONS),
+            Size("n_embd", self.n_embd, most::WIDTH),
+            Size("n_layer", self.n_layer, most::LAYERS),
+            Size("n_head", self.n_head, most::HEADS),
+            Size("n_inner", self.n_inner.unwrap_or(1), most::WIDTH),
+        ])?;
         if !self.n_embd.is_multiple_of(self.n_head) {
             let near = self.n_embd.div_ceil(self.n_head) * self.n_head;
             return Err(Error::config("n_embd", format!("{} is no multiple of n_head; e.g. {near}", self.n_embd)));
         }
-        for (key, p) in [("resid_pdrop", self.resid_pdrop), ("embd_pdrop", self.embd_pdrop)] {
-            if !(0.0..1.0).contains(&p) {
-                return Err(Error::config(key, format!("{p} is not at least 0 and below 1; e.g. 0.1")));
-            }
-        }
+        let dropouts =
+            [("resid_pdrop", self.resid_pdrop), ("embd_pdrop", self.embd_pdrop), ("attn_pdrop", self.attn_pdrop)];
+        check_fractions(&dropouts, 0.1)?;
+        check_fractions(&[("layer_norm_epsilon", self.layer_norm_epsilon)], 1e-5)?;
+        check_fractions(&[("initializer_range", self.initializer_range)], 0.02)?;
         if self.add_cross_attention {
             return Err(Error::config("add_cross_attention", "cross-attention is not supported; set false"));
         }
@@ -159,7 +160,7 @@ impl ModelConfig for Gpt2Config {
         value["model_type"] = json!("gpt2");
         value["torch_dtype"] = json!("float32");
         if let Some(map) = value.as_object_mut() {
-            map.retain(|key, value| !value.is_null() || key == "n_inner");
+            map.retain(|key, value| !value.is_null() || NULL_IS_SAID.contains(&key.as_str()));
         }
         value
     }

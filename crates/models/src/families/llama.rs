@@ -3,6 +3,8 @@
 //! Configuration keys and tensor names are those of `LlamaForCausalLM` in Hugging Face's transformers, the numbers of
 //! which the parity tests compare with. `MistralForCausalLM` is the same with a sliding window.
 
+use std::borrow::Cow;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -12,7 +14,7 @@ use tallow_nn::{
 };
 use tallow_ops::{Weight, residual_add};
 
-use crate::config::typed;
+use crate::config::{Size, check_fractions, check_sizes, most, typed};
 use crate::decoder::check_positions;
 use crate::{Decoder, EosTokenId, Error, ModelConfig, ParsedConfig, Shape};
 
@@ -41,6 +43,23 @@ pub(crate) const KEYS: &[&str] = &[
     "pad_token_id",
     "residual_dropout",
 ];
+
+/// Keys that are written as null too: without them transformers assumes ids (1 and 2) that this model does not have.
+const NULL_IS_SAID: &[&str] = &["rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id"];
+
+/// What `MistralForCausalLM` means by a key that its file does not have, where Llama means something else.
+const MISTRAL_DEFAULTS: &[(&str, usize)] =
+    &[("num_key_value_heads", 8), ("max_position_embeddings", 131_072), ("sliding_window", 4096)];
+
+fn with_mistral_defaults(value: &Value) -> Cow<'_, Value> {
+    let mut value = Cow::Borrowed(value);
+    if value["architectures"][0] == "MistralForCausalLM" {
+        for (key, default) in MISTRAL_DEFAULTS.iter().filter(|(key, _)| value.get(key).is_none()).collect::<Vec<_>>() {
+            value.to_mut()[*key] = json!(default);
+        }
+    }
+    value
+}
 
 /// Configuration of a Llama-like decoder, with Hugging Face's keys and defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,31 +123,31 @@ impl LlamaConfig {
     /// # Errors
     /// For a missing or mistyped key, or a value that is not supported, naming the key.
     pub fn parse(value: &Value) -> crate::Result<ParsedConfig> {
-        let (mut config, unknown_keys): (Self, _) = typed(value, KEYS)?;
+        let (mut config, unknown_keys): (Self, _) = typed(&with_mistral_defaults(value), KEYS)?;
         config.rope = Some(config.resolve_rope()?);
         config.validate()?;
         Ok(ParsedConfig { config: Box::new(config), unknown_keys })
     }
 
     fn validate(&self) -> crate::Result<()> {
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_kv_heads()),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, v)| *v == 0) {
-            return Err(Error::config(key, "is 0; it must be at least 1"));
-        }
+        check_sizes(&[
+            Size("vocab_size", self.vocab_size, most::VOCAB),
+            Size("hidden_size", self.hidden_size, most::WIDTH),
+            Size("intermediate_size", self.intermediate_size, most::WIDTH),
+            Size("num_hidden_layers", self.num_hidden_layers, most::LAYERS),
+            Size("num_attention_heads", self.num_attention_heads, most::HEADS),
+            Size("num_key_value_heads", self.num_kv_heads(), most::HEADS),
+            Size("head_dim", self.head_dim.unwrap_or(1), most::WIDTH),
+            Size("max_position_embeddings", self.max_position_embeddings, most::POSITIONS),
+            Size("sliding_window", self.sliding_window.unwrap_or(1), usize::MAX),
+        ])?;
         let (heads, kv_heads) = (self.num_attention_heads, self.num_kv_heads());
         if !heads.is_multiple_of(kv_heads) {
             let reason = format!("{kv_heads} does not divide num_attention_heads = {heads}; use a divisor, e.g. 1");
             return Err(Error::config("num_key_value_heads", reason));
         }
-        if self.head_dim.is_none() && !self.hidden_size.is_multiple_of(heads) {
+        // With head_dim the width could be anything, but transformers refuses it for Llama all the same.
+        if (self.head_dim.is_none() || self.sliding_window.is_none()) && !self.hidden_size.is_multiple_of(heads) {
             let near = self.hidden_size.div_ceil(heads) * heads;
             let reason = format!("{} is no multiple of num_attention_heads = {heads}; e.g. {near}", self.hidden_size);
             return Err(Error::config("hidden_size", reason));
@@ -137,30 +156,54 @@ impl LlamaConfig {
             let reason = format!("{} is odd, but rotary embedding turns pairs; e.g. 64", self.head_dim());
             return Err(Error::config("head_dim", reason));
         }
+        for (key, bias) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
+            if bias && self.sliding_window.is_some() {
+                let reason = "no architecture of transformers has it together with sliding_window; set one of them off";
+                return Err(Error::config(key, reason));
+            }
+        }
         if self.hidden_act != "silu" {
             let reason = format!("`{}` is not supported for this family; `silu` is", self.hidden_act);
             return Err(Error::config("hidden_act", reason));
         }
-        if !(0.0..1.0).contains(&self.residual_dropout) {
-            return Err(Error::config("residual_dropout", "must be at least 0 and below 1, e.g. 0.1"));
+        if self.max_position_embeddings * self.head_dim() > most::ROTARY {
+            let reason = format!(
+                "the rotary table of {} positions would take more than 1 GiB; set at most {}",
+                self.max_position_embeddings,
+                most::ROTARY / self.head_dim()
+            );
+            return Err(Error::config("max_position_embeddings", reason));
         }
-        Ok(())
+        let dropouts = [("residual_dropout", self.residual_dropout), ("attention_dropout", self.attention_dropout)];
+        check_fractions(&dropouts, 0.1)?;
+        check_fractions(&[("rms_norm_eps", self.rms_norm_eps)], 1e-5)?;
+        check_fractions(&[("initializer_range", self.initializer_range)], 0.02)
     }
 
+    /// Theta and stretching; where a file says either twice, what transformers would take.
     fn resolve_rope(&self) -> crate::Result<(f64, RopeScaling)> {
-        let parameters = self.rope_parameters.as_ref().filter(|v| !v.is_null());
-        let theta = self.rope_theta.or_else(|| parameters?.get("rope_theta")?.as_f64()).unwrap_or(10_000.0);
+        let dicts = [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)];
+        let (key, given) = dicts
+            .into_iter()
+            .find_map(|(key, v)| Some((key, v.as_ref().filter(|v| !v.is_null())?)))
+            .unwrap_or(("rope_parameters", &Value::Null));
+        let theta = match given.get("rope_theta").filter(|theta| !theta.is_null()) {
+            Some(theta) => theta.as_f64().ok_or_else(|| {
+                Error::config(&format!("{key}.rope_theta"), format!("{theta} is not a number; e.g. 10000.0"))
+            })?,
+            None => self.rope_theta.unwrap_or(10_000.0),
+        };
         if !(theta.is_finite() && theta > 0.0) {
             return Err(Error::config("rope_theta", format!("{theta} is not a positive number; e.g. 10000")));
         }
-        let (key, scaling) = match (&self.rope_scaling, parameters) {
-            (Some(v), _) if !v.is_null() => ("rope_scaling", v.clone()),
-            (_, Some(v)) => ("rope_parameters", v.clone()),
-            _ => return Ok((theta, RopeScaling::Default)),
-        };
-        let mut scaling = scaling;
+        if given.is_null() {
+            return Ok((theta, RopeScaling::Default));
+        }
+        let mut scaling = given.clone();
         if let Some(map) = scaling.as_object_mut() {
-            map.remove("rope_theta");
+            if map.get("partial_rotary_factor").is_some_and(|share| share.as_f64() != Some(1.0)) {
+                return Err(Error::config(key, "partial_rotary_factor is not supported; leave it out (1.0)"));
+            }
             // The key was called `type` until transformers 4.43.
             if let Some(kind) = map.remove("type") {
                 map.entry("rope_type").or_insert(kind);
@@ -169,6 +212,7 @@ impl LlamaConfig {
         }
         let scaling = serde_json::from_value(scaling)
             .map_err(|e| Error::config(key, format!("{e}; supported types are default, linear and llama3")))?;
+        check_scaling(key, &scaling)?;
         Ok((theta, scaling))
     }
 
@@ -178,6 +222,24 @@ impl LlamaConfig {
 
     fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+}
+
+/// Refuses stretches that would make frequencies infinite, negative or not a number.
+fn check_scaling(key: &str, scaling: &RopeScaling) -> crate::Result<()> {
+    let positive = |name: &str, x: f64| match x.is_finite() && x > 0.0 {
+        true => Ok(()),
+        false => Err(Error::config(key, format!("{name} = {x} is not a positive number; e.g. 2.0"))),
+    };
+    match *scaling {
+        RopeScaling::Default => Ok(()),
+        RopeScaling::Linear { factor } => positive("factor", factor),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            positive("factor", factor)?;
+            positive("low_freq_factor", low_freq_factor)?;
+            positive("high_freq_factor - low_freq_factor", high_freq_factor - low_freq_factor)?;
+            positive("original_max_position_embeddings", original_max_position_embeddings as f64)
+        }
     }
 }
 
@@ -214,7 +276,7 @@ impl ModelConfig for LlamaConfig {
         value["rope_scaling"] = if scaling == RopeScaling::Default { Value::Null } else { json!(scaling) };
         if let Some(map) = value.as_object_mut() {
             map.remove("rope_parameters");
-            map.retain(|key, value| !value.is_null() || key == "rope_scaling");
+            map.retain(|key, value| !value.is_null() || NULL_IS_SAID.contains(&key.as_str()));
         }
         value
     }

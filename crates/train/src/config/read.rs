@@ -124,8 +124,8 @@ fn named(error: Error) -> Error {
             let reason = format!("is neither a file nor one of {known}; the nearest is `{near}`");
             Error::Config { at: String::new(), key: "model.preset".into(), value: format!("{name:?}"), reason }
         }
-        Error::Model(Model::Architecture { name, supported }) => {
-            let reason = format!("is not supported; supported are: {supported}");
+        Error::Model(Model::Architecture { at, name, nearest, supported }) if at.is_empty() => {
+            let reason = format!("is not supported; the nearest is `{nearest}`; supported are: {supported}");
             Error::Config { at: String::new(), key: "model.architectures".into(), value: format!("{name:?}"), reason }
         }
         other => other,
