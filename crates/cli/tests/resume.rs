@@ -41,37 +41,47 @@ fn all_whole(run: &Path) {
     }
 }
 
-/// Kills a run at `kills` random instants, goes on each time, and compares with a run that was let be.
+/// Kills a run at `kills` random instants, goes on each time, and compares with a run that was let be. A run that is done
+/// before the kills are is compared, and another one begun.
 fn killed_and_resumed(set: &[&str], kills: usize, seed: u64) {
     let dir = workshop();
     let with = |output: &'static str| [set, &[output]].concat();
     let started = Instant::now();
     stdout(&pretrain(dir.path(), &with("output=whole"), &[]));
     let whole = started.elapsed().as_secs_f64();
-    let mut dice = Dice(seed);
-    let (broken, mut at) = (dir.path().join("broken"), vec![]);
+    let broken = dir.path().join("broken");
+    let compare = |at: &[Option<u64>]| {
+        stdout(&pretrain(dir.path(), &with("output=broken"), &["--resume"]));
+        assert!(weights(&broken) == weights(&dir.path().join("whole")), "other weights after kills at {at:?}");
+        assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")), "after kills at {at:?}");
+        let left: Vec<String> =
+            names(&broken).into_iter().filter(|n| n.starts_with('.') || n.ends_with(".tmp")).collect();
+        assert_eq!(left, Vec::<String>::new(), "leftovers of killed processes");
+        fs::remove_dir_all(&broken).expect("removed");
+    };
+    let (mut dice, mut at, mut all) = (Dice(seed), vec![], vec![]);
     for _ in 0..kills {
         let mut child = start(dir.path(), &with("output=broken"), &["--resume"]);
-        // Now and then past the end, so that the writing of final/ is hit too.
-        std::thread::sleep(Duration::from_secs_f64(dice.roll() * whole * 1.1));
+        std::thread::sleep(Duration::from_secs_f64(dice.roll() * whole));
         child.kill().expect("SIGKILL");
         child.wait().expect("ends");
         all_whole(&broken);
-        at.push(
-            names(&broken.join("checkpoints"))
-                .iter()
-                .filter_map(|n| n.strip_prefix("step-")?.parse::<u64>().ok())
-                .max(),
-        );
+        at.push(newest(&broken));
+        if broken.join("final").exists() {
+            compare(&at);
+            all.append(&mut at);
+        }
     }
+    compare(&at);
+    all.append(&mut at);
     // Shown with --nocapture: the newest checkpoint after each kill.
-    println!("{kills} kills in runs of {whole:.2} s: {at:?}");
-    stdout(&pretrain(dir.path(), &with("output=broken"), &["--resume"]));
-    assert!(weights(&broken) == weights(&dir.path().join("whole")), "other weights after kills at {at:?}");
-    assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")), "after kills at {at:?}");
-    let left: Vec<String> = names(&broken).into_iter().filter(|n| n.starts_with('.') || n.ends_with(".tmp")).collect();
-    assert_eq!(left, Vec::<String>::new(), "leftovers of killed processes");
-    assert!(at.iter().any(|step| step.is_some_and(|s| s > 0)), "no kill hit a run that had a checkpoint: {at:?}");
+    println!("{kills} kills in runs of {whole:.2} s: {all:?}");
+    assert!(all.iter().flatten().any(|&step| step > 0), "no kill hit a run that had a checkpoint: {all:?}");
+}
+
+/// The newest checkpoint of a run.
+fn newest(run: &Path) -> Option<u64> {
+    names(&run.join("checkpoints")).iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max()
 }
 
 /// Micro-batches of 2 rows in a step of 6, so that kills fall between them; checkpoints every other step.

@@ -229,7 +229,7 @@ fn moment_tensors<'a>(store: &'a ParamStore, optimizer: &'a AdamW) -> Vec<Tensor
         for (kind, flat) in [("m", m), ("v", v)] {
             let (name, len) = (format!("{kind}.{}", param.spec.name), param.spec.num_elements());
             tensors.push(TensorData::from_fn(name, param.spec.shape.clone(), move || {
-                Ok::<_, candle_core::Error>(flat.narrow(0, param.offset, len)?.to_vec1::<f32>()?)
+                flat.narrow(0, param.offset, len)?.to_vec1::<f32>()
             }));
         }
     }

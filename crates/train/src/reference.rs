@@ -96,7 +96,7 @@ fn kind_name(kind: &str) -> &'static str {
         "String" | "Option<String>" => "text",
         "PathBuf" | "Option<PathBuf>" => "path",
         "Vec<PathBuf>" => "list of paths",
-        "serde_json::Map<String,serde_json::Value>" => "any",
+        "serde_json::Map<String,Value>" => "any",
         other if other.ends_with("Section") => "",
         "OptimizerConfig" | "ScheduleConfig" | "AnomalyConfig" => "",
         _ => "one of",

@@ -136,7 +136,7 @@ impl Report {
             devices: devices(&features),
             features,
             cpu,
-            threads: rayon_threads(),
+            threads: rayon::current_num_threads(),
             caches: caches(Path::new("/sys/devices/system/cpu/cpu0/cache")),
             memory: Memory { total: total_memory(), available: memory::available() },
             peak,
@@ -230,10 +230,6 @@ fn devices(features: &Features) -> Vec<Device> {
         devices.push(Device { name: "metal".into(), usable: true });
     }
     devices
-}
-
-fn rayon_threads() -> usize {
-    candle_core::utils::get_num_threads()
 }
 
 fn cpu_model() -> Option<String> {

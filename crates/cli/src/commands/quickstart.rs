@@ -45,9 +45,10 @@ pub struct QuickstartArgs {
 }
 
 /// What a quickstart makes in its directory, besides what a run makes.
-const MADE: [&str; 10] = [
+const MADE: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "data",
     "corpus",
     "run.toml",
@@ -147,6 +148,11 @@ fn run_config(set: &[String]) -> anyhow::Result<RunConfig> {
     let mut config = RunConfig::parse(RUN, Path::new("quickstart"), set)?;
     config.output.get_or_insert_with(|| ".".into());
     config.tokenizer.path.get_or_insert_with(|| "tokenizer.json".into());
+    // The warm-up is meant for the length of the run as it is; a short one has a shorter one.
+    if !set.iter().any(|s| s.trim_start().starts_with("schedule.warmup_steps")) {
+        let twentieth = |steps: u64| config.schedule.warmup_steps.map(|warmup| warmup.min(steps / 20));
+        config.schedule.warmup_steps = config.train.steps.and_then(twentieth);
+    }
     if config.data.train.is_empty() {
         config.data.train = vec!["data/train".into()];
         config.data.valid = vec!["data/valid".into()];

@@ -24,7 +24,7 @@ enum Page {
 }
 
 /// Width of the help texts in the page, whatever the terminal.
-const WIDTH: usize = 100;
+const WIDTH: usize = 120;
 
 /// Runs `tallow reference`.
 pub fn run(args: ReferenceArgs) -> anyhow::Result<()> {

@@ -25,7 +25,12 @@ impl Source {
     /// # Errors
     /// If it cannot be read as text.
     pub fn read(path: &Path, set: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::InvalidData => {
+                Error::Parse { path: path.into(), line: 1, message: "is not a text file in UTF-8".into() }
+            }
+            _ => Error::io(path, e),
+        })?;
         Ok(Self::new(&text, path, set))
     }
 
@@ -88,12 +93,16 @@ impl Source {
     }
 
     fn place(&self, key: &str) -> String {
-        let sets = |s: &String| s.split_once('=').is_some_and(|(k, _)| k.trim() == key);
-        if self.set.iter().any(sets) {
+        let set: Vec<&str> = self.set.iter().filter_map(|s| Some(s.split_once('=')?.0.trim())).collect();
+        if set.contains(&key) {
             return "--set ".into();
         }
         match offset(&self.text, key) {
             Some(at) => format!("{}:{}: ", self.path.display(), line_of(&self.text, at)),
+            // A whole section may be there by --set alone.
+            None if set.iter().any(|s| s.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'))) => {
+                "--set ".into()
+            }
             None => format!("{}: ", self.path.display()),
         }
     }
@@ -187,15 +196,12 @@ fn cut(text: &str) -> String {
 
 /// Sets `a.b=value` in a table; the value is TOML, or text where it is not.
 fn apply(table: &mut toml::Table, assignment: &str) -> Result<()> {
-    let wrong = |reason: &str| Error::Config {
-        at: String::new(),
-        key: "--set".into(),
-        value: cut(assignment),
-        reason: reason.into(),
-    };
-    let Some((key, value)) = assignment.split_once('=') else {
+    let (key, value) = assignment.split_once('=').unwrap_or((assignment, "(nothing)"));
+    let wrong =
+        |reason: &str| Error::Config { at: "--set ".into(), key: cut(key), value: cut(value), reason: reason.into() };
+    if !assignment.contains('=') {
         return Err(wrong("must be key=value, e.g. train.steps=100"));
-    };
+    }
     let value = value.trim();
     let value = match toml::from_str::<toml::Table>(&format!("v = {value}")) {
         Ok(mut parsed) if parsed.len() == 1 => parsed.remove("v").ok_or_else(|| wrong("has no value"))?,
@@ -265,7 +271,9 @@ mod tests {
         assert_eq!(config.output.as_deref(), Some(Path::new("some/where")));
         let message = error("", &["train.stepz=1"]);
         assert_eq!(message, "--set `train.stepz` = 1: there is no such key; the nearest is `steps`");
-        assert!(error("", &["train.steps"]).contains("key=value"));
+        assert!(error("", &["train.steps"]).starts_with("--set `train.steps` = (nothing): must be key=value"));
+        let message = error("", &["trian.steps=1"]);
+        assert_eq!(message, "--set `trian` = (a section): there is no such key; the nearest is `train`");
         assert!(error("seed = 1", &["seed.x=2"]).contains("not a section"));
         let message = error(GOOD, &["train.steps=5", "train.batch_size=0"]);
         assert!(message.starts_with("--set `train.batch_size` = 0: "), "{message}");
