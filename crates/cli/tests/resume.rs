@@ -69,7 +69,11 @@ fn killed_and_resumed(set: &[&str], kills: usize, seed: u64) {
     stdout(&pretrain(dir.path(), &with("output=broken"), &["--resume"]));
     assert!(weights(&broken) == weights(&dir.path().join("whole")), "other weights after kills at {at:?}");
     assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")), "after kills at {at:?}");
-    let left: Vec<String> = names(&broken).into_iter().filter(|n| n.starts_with('.') || n.ends_with(".tmp")).collect();
+    let left: Vec<String> = [names(&broken), names(&broken.join("checkpoints"))]
+        .concat()
+        .into_iter()
+        .filter(|n| n.starts_with('.') || n.ends_with(".tmp") || n.starts_with("removing-"))
+        .collect();
     assert_eq!(left, Vec::<String>::new(), "leftovers of killed processes");
     assert!(at.iter().any(|step| step.is_some_and(|s| s > 0)), "no kill hit a run that had a checkpoint: {at:?}");
 }
@@ -212,6 +216,20 @@ fn a_damaged_checkpoint_is_told_and_an_earlier_one_used() {
     damage("step-12");
     damage("step-8");
     fails(&pretrain(dir.path(), &set("output=broken"), &["--resume"]), 1, &["checkpoints", "none is whole"]);
+}
+
+#[test]
+fn a_damaged_newer_checkpoint_does_not_push_out_a_good_one() {
+    let dir = workshop();
+    let run = |steps: &str, keep: &str, flags: &[&str]| {
+        let set = [steps, keep, "checkpoint.every=4", "eval.every=0", "data.valid=[]"];
+        stdout(&pretrain(dir.path(), &set, flags));
+        names(&dir.path().join("out/checkpoints"))
+    };
+    assert_eq!(run("train.steps=12", "checkpoint.keep=2", &[]), ["step-12", "step-8"]);
+    fs::write(dir.path().join("out/checkpoints/step-12/optimizer.safetensors"), "damaged").expect("written");
+    assert_eq!(run("train.steps=10", "checkpoint.keep=1", &["--resume"]), ["step-10", "step-12"]);
+    assert_eq!(run("train.steps=14", "checkpoint.keep=1", &["--resume"]), ["step-14"]);
 }
 
 #[test]

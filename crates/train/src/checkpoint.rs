@@ -161,7 +161,8 @@ impl Checkpoints {
     }
 
     fn prune(&self, state: &TrainState) -> Result<()> {
-        let steps = self.steps()?;
+        // Newer ones are damaged or void (the run went back behind them): no reason to remove this one for them.
+        let steps: Vec<u64> = self.steps()?.into_iter().filter(|&step| step <= state.step).collect();
         let surplus = steps.len().saturating_sub(self.keep.max(1));
         for &step in steps[..surplus].iter().filter(|&&step| Some(step) != state.best_step) {
             let path = self.path(step);
