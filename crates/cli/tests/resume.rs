@@ -193,6 +193,27 @@ fn another_run_is_never_resumed_in_place() {
 }
 
 #[test]
+fn a_preset_that_was_edited_is_another_model() {
+    let dir = workshop();
+    let preset = |theta: &str| {
+        let sizes = "hidden_size = 32\nintermediate_size = 64\nnum_hidden_layers = 2\nnum_attention_heads = 2";
+        let text = format!("architectures = [\"LlamaForCausalLM\"]\n{sizes}\nrope_theta = {theta}\n");
+        fs::write(dir.path().join("mine.toml"), text).expect("written");
+    };
+    let text = fs::read_to_string(dir.path().join("run.toml")).expect("read");
+    let model = &text[text.find("[model]").expect("a section")..text.find("[tokenizer]").expect("a section")];
+    let text = text.replace(model, "[model]\npreset = \"mine.toml\"\n\n");
+    fs::write(dir.path().join("run.toml"), text).expect("written");
+    preset("10000.0");
+    stdout(&pretrain(dir.path(), &["train.steps=4"], &[]));
+    preset("500.0");
+    let other = pretrain(dir.path(), &["train.steps=6"], &["--resume"]);
+    fails(&other, 2, &["model.rope_theta", "500", "started with 10000"]);
+    preset("10000.0");
+    stdout(&pretrain(dir.path(), &["train.steps=6"], &["--resume"]));
+}
+
+#[test]
 fn a_damaged_checkpoint_is_told_and_an_earlier_one_used() {
     let dir = workshop();
     let set = |output: &'static str| ["train.steps=12", "checkpoint.every=4", "eval.every=0", "data.valid=[]", output];
