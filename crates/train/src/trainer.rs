@@ -28,6 +28,8 @@ pub enum Event<'a> {
     Step(&'a StepRecord),
     /// The validation data was scored.
     Eval(&'a EvalRecord),
+    /// A checkpoint is about to be written: what was recorded so far must be on the disk before it.
+    Saving,
     /// A checkpoint was written.
     Saved(&'a Path),
     /// The run went back to the state after this many steps: what was recorded past it is void.
@@ -307,6 +309,7 @@ impl Trainer {
     /// # Errors
     /// If it cannot be written; earlier checkpoints are as they were.
     pub fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        self.tell(observer, Event::Saving)?;
         let path = self.write_checkpoint()?;
         observer.event(Event::Saved(&path))?;
         Ok(path)
