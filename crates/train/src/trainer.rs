@@ -294,7 +294,8 @@ impl Trainer {
     fn validate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let Some(validation) = &self.validation else { return Ok(false) };
         let score = validation.score(self.model.as_ref(), self.resolved.micro_batch_size, &self.device)?;
-        let best = self.state.best_loss.is_none_or(|best| score.loss < best);
+        // No loss is below NaN: taken for the best once, it would stay the best.
+        let best = score.loss.is_finite() && self.state.best_loss.is_none_or(|best| score.loss < best);
         if best {
             self.state.best_loss = Some(score.loss);
             self.state.best_step = Some(self.state.step);
