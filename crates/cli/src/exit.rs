@@ -54,7 +54,7 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
             message.push_str(&cause);
         }
     }
-    eprintln!("error: {message}");
+    crate::terminal::line(&format!("error: {message}"));
     ExitCode::from(if is_usage(&error) { USAGE } else { FAILED })
 }
 

@@ -18,7 +18,7 @@ impl Interrupt {
             if raised.swap(true, Ordering::SeqCst) {
                 std::process::exit(i32::from(crate::exit::INTERRUPTED));
             }
-            eprintln!("\nstopping: {what} (again to leave at once)");
+            crate::terminal::line(&format!("\nstopping: {what} (again to leave at once)"));
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(Self(flag))

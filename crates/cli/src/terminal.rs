@@ -23,6 +23,11 @@ pub struct Watcher {
     last_line: Option<Instant>,
 }
 
+/// A line for a person, on stderr. A reader that went away must not end a training run, as `eprintln!` would.
+pub fn line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 enum Shown {
     Json,
     Lines,
@@ -79,15 +84,15 @@ impl Watcher {
     pub fn done(&self, model: &Path) {
         self.tell(&json!({ "final": model }));
         if !matches!(self.shown, Shown::Json) {
-            eprintln!("wrote {}", model.display());
+            line(&format!("wrote {}", model.display()));
         }
     }
 
     /// A line for a person.
-    fn say(&self, line: &str) {
+    fn say(&self, text: &str) {
         match &self.shown {
-            Shown::Bar(bar) => bar.println(line),
-            Shown::Lines | Shown::Json => eprintln!("{line}"),
+            Shown::Bar(bar) => bar.println(text),
+            Shown::Lines | Shown::Json => line(text),
         }
     }
 
@@ -114,7 +119,7 @@ impl Watcher {
             Shown::Lines => {
                 let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
                 if due || record.step == self.total {
-                    eprintln!("{}", step_line(record, self.total, eta));
+                    line(&step_line(record, self.total, eta));
                     self.last_line = Some(Instant::now());
                 }
             }

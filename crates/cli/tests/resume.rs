@@ -54,8 +54,11 @@ fn killed_and_resumed(set: &[&str], kills: usize, seed: u64) {
         stdout(&pretrain(dir.path(), &with("output=broken"), &["--resume"]));
         assert!(weights(&broken) == weights(&dir.path().join("whole")), "other weights after kills at {at:?}");
         assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")), "after kills at {at:?}");
-        let left: Vec<String> =
-            names(&broken).into_iter().filter(|n| n.starts_with('.') || n.ends_with(".tmp")).collect();
+        let left: Vec<String> = [names(&broken), names(&broken.join("checkpoints"))]
+            .concat()
+            .into_iter()
+            .filter(|n| n.starts_with('.') || n.ends_with(".tmp") || n.starts_with("removing-"))
+            .collect();
         assert_eq!(left, Vec::<String>::new(), "leftovers of killed processes");
         fs::remove_dir_all(&broken).expect("removed");
     };
@@ -199,6 +202,27 @@ fn another_run_is_never_resumed_in_place() {
 }
 
 #[test]
+fn a_preset_that_was_edited_is_another_model() {
+    let dir = workshop();
+    let preset = |theta: &str| {
+        let sizes = "hidden_size = 32\nintermediate_size = 64\nnum_hidden_layers = 2\nnum_attention_heads = 2";
+        let text = format!("architectures = [\"LlamaForCausalLM\"]\n{sizes}\nrope_theta = {theta}\n");
+        fs::write(dir.path().join("mine.toml"), text).expect("written");
+    };
+    let text = fs::read_to_string(dir.path().join("run.toml")).expect("read");
+    let model = &text[text.find("[model]").expect("a section")..text.find("[tokenizer]").expect("a section")];
+    let text = text.replace(model, "[model]\npreset = \"mine.toml\"\n\n");
+    fs::write(dir.path().join("run.toml"), text).expect("written");
+    preset("10000.0");
+    stdout(&pretrain(dir.path(), &["train.steps=4"], &[]));
+    preset("500.0");
+    let other = pretrain(dir.path(), &["train.steps=6"], &["--resume"]);
+    fails(&other, 2, &["model.rope_theta", "500", "started with 10000"]);
+    preset("10000.0");
+    stdout(&pretrain(dir.path(), &["train.steps=6"], &["--resume"]));
+}
+
+#[test]
 fn a_damaged_checkpoint_is_told_and_an_earlier_one_used() {
     let dir = workshop();
     let set = |output: &'static str| ["train.steps=12", "checkpoint.every=4", "eval.every=0", "data.valid=[]", output];
@@ -222,6 +246,20 @@ fn a_damaged_checkpoint_is_told_and_an_earlier_one_used() {
     damage("step-12");
     damage("step-8");
     fails(&pretrain(dir.path(), &set("output=broken"), &["--resume"]), 1, &["checkpoints", "none is whole"]);
+}
+
+#[test]
+fn a_damaged_newer_checkpoint_does_not_push_out_a_good_one() {
+    let dir = workshop();
+    let run = |steps: &str, keep: &str, flags: &[&str]| {
+        let set = [steps, keep, "checkpoint.every=4", "eval.every=0", "data.valid=[]"];
+        stdout(&pretrain(dir.path(), &set, flags));
+        names(&dir.path().join("out/checkpoints"))
+    };
+    assert_eq!(run("train.steps=12", "checkpoint.keep=2", &[]), ["step-12", "step-8"]);
+    fs::write(dir.path().join("out/checkpoints/step-12/optimizer.safetensors"), "damaged").expect("written");
+    assert_eq!(run("train.steps=10", "checkpoint.keep=1", &["--resume"]), ["step-10", "step-12"]);
+    assert_eq!(run("train.steps=14", "checkpoint.keep=1", &["--resume"]), ["step-14"]);
 }
 
 #[test]

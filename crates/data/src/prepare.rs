@@ -47,7 +47,7 @@ pub struct PrepareOptions {
     pub append_eos: bool,
     /// Begins every document with the encoder's begin-of-document id; `false`.
     pub prepend_bos: bool,
-    /// Replaces the output folder if it exists; `false`.
+    /// Replaces the output folder if it holds prepared tokens (and nothing else); `false`.
     pub overwrite: bool,
 }
 

@@ -176,6 +176,14 @@ fn an_existing_folder_is_kept_unless_told_otherwise() {
     assert_eq!(entries(dir.path()), ["a.jsonl", "out"]);
     std::fs::write(dir.path().join("plain"), "a file").unwrap();
     assert!(run(&[dir.path().join("a.jsonl")], &dir.path().join("plain"), PrepareOptions::default()).is_err());
+    // What was not prepared is never replaced, least of all the text itself.
+    let words = dir.path().join("words");
+    std::fs::create_dir(&words).unwrap();
+    std::fs::write(words.join("a.txt"), "third").unwrap();
+    let options = PrepareOptions { overwrite: true, ..PrepareOptions::default() };
+    let error = run(std::slice::from_ref(&words), &words, options).unwrap_err().to_string();
+    assert!(error.contains("other things than prepared tokens"), "{error}");
+    assert_eq!(entries(&words), ["a.txt"]);
 }
 
 #[test]

@@ -39,12 +39,12 @@ fn main() -> Result<()> {
     }
     let mut valid = Lists::default();
     if let Some(dataset) = run.validation() {
-        for batch in dataset.sequential(context, resolved.micro_batch_size)? {
-            let batch = batch?;
-            valid.push(&batch);
-            if resolved.run.eval.max_tokens > 0 && valid.num_targets >= resolved.run.eval.max_tokens {
-                break;
-            }
+        let scored = match resolved.run.eval.max_tokens {
+            0 => usize::MAX,
+            tokens => tokens.div_ceil(context as u64) as usize,
+        };
+        for batch in dataset.sequential(context, 1)?.take(scored) {
+            valid.push(&batch?);
         }
     }
     let mut tensors = HashMap::from([("lr".to_owned(), Tensor::new(lrs, &Device::Cpu)?)]);
@@ -68,7 +68,6 @@ fn main() -> Result<()> {
 #[derive(Default)]
 struct Lists {
     lists: [Vec<i64>; 4],
-    num_targets: u64,
 }
 
 impl Lists {
@@ -78,7 +77,6 @@ impl Lists {
         self.lists[1].extend(batch.targets.iter().map(target));
         self.lists[2].extend(batch.positions.iter().map(|x| i64::from(*x)));
         self.lists[3].extend(batch.doc_start.iter().map(|x| i64::from(*x)));
-        self.num_targets += batch.num_targets as u64;
     }
 
     fn tensors(self, of: &str, context: usize, into: &mut HashMap<String, Tensor>) -> Result<()> {

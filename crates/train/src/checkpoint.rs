@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tallow_data::{Loader, LoaderState};
 use tallow_formats::TensorSource;
 use tallow_formats::hf::{AtomicDir, sha256_file};
@@ -161,7 +162,8 @@ impl Checkpoints {
     }
 
     fn prune(&self, state: &TrainState) -> Result<()> {
-        let steps = self.steps()?;
+        // Newer ones are damaged or void (the run went back behind them): no reason to remove this one for them.
+        let steps: Vec<u64> = self.steps()?.into_iter().filter(|&step| step <= state.step).collect();
         let surplus = steps.len().saturating_sub(self.keep.max(1));
         for &step in steps[..surplus].iter().filter(|&&step| Some(step) != state.best_step) {
             let path = self.path(step);
@@ -176,12 +178,13 @@ impl Checkpoints {
     /// Puts a checkpoint's weights, moments and position back.
     ///
     /// # Errors
-    /// If a file does not hold what this run needs, or was made from other data.
+    /// If a file does not hold what this run needs, or was made from other data or of another model.
     pub fn restore(&self, path: &Path, store: &ParamStore, optimizer: &AdamW, loader: &Loader) -> Result<TrainState> {
         let state = read_state(path)?;
         loader.check_state(&state.loader)?;
         let dir = tallow_formats::hf::ModelDir::open(path)?;
         let weights = tallow_models::Checkpoint::open_dir(&dir)?;
+        check_config(&weights.config().to_hf(), &self.config.to_hf())?;
         let moments = SafetensorsFile::open(&path.join(OPTIMIZER))?;
         for (index, bucket) in store.buckets().iter().enumerate() {
             let Some(master) = &bucket.master else { continue };
@@ -198,6 +201,33 @@ impl Checkpoints {
             }
         }
         Ok(state)
+    }
+}
+
+/// Equal shapes do not make it the same model: a preset's file or the model that the run started from may have changed.
+fn check_config(saved: &Value, now: &Value) -> Result<()> {
+    for (key, was) in saved.as_object().into_iter().flatten() {
+        let is = now.get(key).unwrap_or(&Value::Null);
+        if !same(was, is) {
+            let reason = format!("the run was started with {was}; set it back, or choose another `output`");
+            return Err(Error::config(&format!("model.{key}"), is, reason));
+        }
+    }
+    Ok(())
+}
+
+/// Numbers but for the last digit, which JSON readers need not keep.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(x), Value::Number(y)) => match (x.as_f64(), y.as_f64()) {
+            (Some(x), Some(y)) => (x - y).abs() <= 1e-9 * x.abs().max(y.abs()),
+            _ => x == y,
+        },
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same(x, y)),
+        (Value::Object(x), Value::Object(y)) => {
+            x.len() == y.len() && x.iter().all(|(key, x)| y.get(key).is_some_and(|y| same(x, y)))
+        }
+        _ => a == b,
     }
 }
 

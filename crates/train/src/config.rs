@@ -287,6 +287,9 @@ impl RunConfig {
             let reason = "at least one folder of shards or text file is needed, e.g. [\"data/train\"]";
             return Err(Error::config("data.train", "[]", reason));
         }
+        if self.data.text_field.is_empty() {
+            return Err(Error::config("data.text_field", "\"\"", "must name the key of the text, e.g. \"text\""));
+        }
         self.check_sizes()?;
         self.check_length()?;
         self.optimizer.validate()?;

@@ -28,7 +28,7 @@ pub struct Score {
 }
 
 impl Validation {
-    /// Over `dataset`, in rows of `context_length`, at most `max_tokens` of it (0 for all).
+    /// Over `dataset`, in rows of `context_length`; `max_tokens` of it, rounded up to a whole row (0 for all).
     pub fn new(dataset: TokenDataset, context_length: usize, max_tokens: u64) -> Self {
         Self { dataset, context_length, max_tokens }
     }
@@ -40,11 +40,18 @@ impl Validation {
     pub fn score(&self, model: &dyn Decoder, rows: usize, device: &Device) -> Result<Score> {
         let mut sums = LossSums::default();
         let window = model.shape().sliding_window;
+        // Counted in rows, so that what is scored does not depend on how many rows fit at once.
+        let mut left = match self.max_tokens {
+            0 => u64::MAX,
+            tokens => tokens.div_ceil(self.context_length as u64),
+        };
         for batch in self.dataset.sequential(self.context_length, rows)? {
             let batch = batch?;
-            let micro = MicroBatch::new(&batch, 0..batch.batch, window, device)?;
+            let taken = batch.batch.min(usize::try_from(left).unwrap_or(usize::MAX));
+            let micro = MicroBatch::new(&batch, 0..taken, window, device)?;
             sums += evaluate(model, &micro.ids, &micro.targets, &mut micro.context())?;
-            if self.max_tokens > 0 && sums.targets as u64 >= self.max_tokens {
+            left -= taken as u64;
+            if left == 0 {
                 break;
             }
         }

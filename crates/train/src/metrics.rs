@@ -140,7 +140,7 @@ impl MetricsError {
     }
 }
 
-/// Appends records to `metrics.jsonl`, each on the disk's side of the process before the next.
+/// Appends records to `metrics.jsonl`, each handed to the system before the next, so that a kill loses none.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -183,6 +183,19 @@ impl MetricsLog {
     pub fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
         let line = to_line(record).map_err(|e| MetricsError::io(&self.path, e))?;
         self.file.write_all(&line).and_then(|()| self.file.flush()).map_err(|e| MetricsError::io(&self.path, e))
+    }
+
+    /// Waits until all records are on the disk: a checkpoint that outlives the machine's power must find its lines.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn sync(&self) -> Result<(), MetricsError> {
+        self.file.sync_all().map_err(|e| MetricsError::io(&self.path, e))?;
+        // Only Unix lets a folder be opened to sync its entries.
+        match self.path.parent().filter(|dir| cfg!(unix) && !dir.as_os_str().is_empty()) {
+            Some(dir) => File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| MetricsError::io(dir, e)),
+            None => Ok(()),
+        }
     }
 
     /// Appends a step.

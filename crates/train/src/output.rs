@@ -132,34 +132,46 @@ fn flat(table: &toml::Table) -> Vec<(String, String)> {
     all
 }
 
-/// Removes what a process that was killed had not finished: `.NAME.tmp-PID` and `.NAME.old-PID` of atomic writes,
-/// `removing-N` of pruning, `NAME.PID.tmp`. Only the holder of the lock may.
+/// Removes what a process that was killed had not finished: `.NAME.tmp-PID-N` and `.NAME.old-PID-N` of atomic writes,
+/// `removing-N` of pruning, `NAME.PID.tmp`. What had been moved aside for something that never took its place gets its
+/// name back: it may be the only good checkpoint. Only the holder of the lock may.
 fn remove_leftovers(dir: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
     for entry in entries {
         let entry = entry.map_err(|e| Error::io(dir, e))?;
-        if entry.file_name().to_str().is_some_and(is_leftover) {
-            let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(|e| Error::io(&path, e))?;
-        }
+        let (name, path) = (entry.file_name(), entry.path());
+        let Some(name) = name.to_str().filter(|name| is_leftover(name)) else { continue };
+        let done = match unfinished(name) {
+            Some((target, "old")) if !dir.join(target).exists() => fs::rename(&path, dir.join(target)),
+            _ if path.is_dir() => fs::remove_dir_all(&path),
+            _ => fs::remove_file(&path),
+        };
+        done.map_err(|e| Error::io(&path, e))?;
     }
     Ok(())
 }
 
 fn is_leftover(name: &str) -> bool {
-    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if let Some(rest) = name.strip_prefix("removing-") {
         return number(rest);
     }
     if let Some((before, pid)) = name.strip_suffix(".tmp").and_then(|n| n.rsplit_once('.')) {
         return number(pid) && ["metrics.jsonl", "curve.svg"].contains(&before);
     }
-    let ours = |n: &str| MARKS.contains(&n) || n.strip_prefix("step-").is_some_and(number);
-    name.strip_prefix('.').and_then(|n| n.rsplit_once('-')).is_some_and(|(rest, pid)| {
-        let named = rest.strip_suffix(".tmp").or_else(|| rest.strip_suffix(".old"));
-        number(pid) && named.is_some_and(ours)
-    })
+    unfinished(name).is_some()
+}
+
+/// `NAME`, and `tmp` or `old`, of the `.NAME.tmp-PID-N` and `.NAME.old-PID-N` of an atomic write of ours.
+fn unfinished(name: &str) -> Option<(&str, &str)> {
+    let (rest, count) = name.strip_prefix('.')?.rsplit_once('-')?;
+    let (rest, pid) = rest.rsplit_once('-')?;
+    let (target, kind) = rest.rsplit_once('.')?;
+    let ours = MARKS.contains(&target) || target.strip_prefix("step-").is_some_and(number);
+    (ours && number(pid) && number(count) && ["tmp", "old"].contains(&kind)).then_some((target, kind))
+}
+
+fn number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -169,20 +181,43 @@ mod tests {
     #[test]
     fn only_what_a_kill_leaves_is_a_leftover() {
         for name in [
-            ".final.tmp-17",
-            ".step-20.old-3",
-            ".resolved.toml.tmp-9",
+            ".final.tmp-17-0",
+            ".step-20.old-3-12",
+            ".resolved.toml.tmp-9-4",
             "removing-40",
             "metrics.jsonl.8.tmp",
             "curve.svg.8.tmp",
         ] {
             assert!(is_leftover(name), "{name}");
         }
-        for name in
-            ["final", "step-20", ".notes.tmp-17", "removing-me", ".final.tmp-x", "notes.8.tmp", ".tmp-1", "step-2.tmp"]
-        {
+        for name in [
+            "final",
+            "step-20",
+            ".notes.tmp-17-0",
+            "removing-me",
+            ".final.tmp-x-0",
+            "notes.8.tmp",
+            ".tmp-1-0",
+            "step-2.tmp",
+        ] {
             assert!(!is_leftover(name), "{name}");
         }
+    }
+
+    /// The names are those that `AtomicDir` gives, whatever they are.
+    #[test]
+    fn what_a_killed_write_leaves_is_removed_and_what_it_moved_aside_comes_back() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let unfinished = tallow_formats::AtomicDir::create(&dir.path().join("step-4")).expect("made");
+        std::mem::forget(unfinished);
+        for aside in [".step-8.old-17-3", ".step-6.old-17-1", "step-6"] {
+            fs::create_dir(dir.path().join(aside)).expect("made");
+        }
+        remove_leftovers(dir.path()).expect("removed");
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).expect("read").map(|entry| entry.expect("an entry").file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["step-6", "step-8"]);
     }
 
     #[test]

@@ -67,6 +67,7 @@ impl Observer for Recorder {
                 self.events = EventLog::open(&self.dir, Some(step)).map_err(|e| Error::io(&self.dir, e))?;
                 self.records.retain(|record| record.step() <= step);
             }
+            Event::Saving => self.metrics.sync()?,
             Event::Saved(_) | Event::Notice(_) => {}
         }
         Ok(())

@@ -110,7 +110,11 @@ fn steps(run: &RunConfig, rows_per_epoch: u64) -> Result<u64> {
         0 => Err(Error::config("train.steps", 0, "must be at least 1")),
         steps if too_many(steps) => {
             let reason = format!("are more tokens than can be counted at {tokens_per_step} a step");
-            let key = if run.train.epochs.is_some() { "train.epochs" } else { "train.steps" };
+            let key = match (run.train.tokens, run.train.epochs) {
+                (Some(_), _) => "train.tokens",
+                (_, Some(_)) => "train.epochs",
+                (None, None) => "train.steps",
+            };
             Err(Error::config(key, format!("{steps} steps"), reason))
         }
         steps => Ok(steps),

@@ -242,6 +242,11 @@ fn open_data(
             let reason = format!("is needed to read the text of {}", raw[0].display());
             return Err(Error::config("tokenizer.path", "(missing)", reason));
         };
+        if tokenizer.eos_id().is_none() {
+            let reason = "the tokenizer has no end-of-text token to put behind each document; use one that has, or \
+                          prepare the text with `tallow data prepare --no-eos`";
+            return Err(Error::config(key, shown(paths), reason));
+        }
         let options = PrepareOptions { field: config.data.text_field.clone(), ..PrepareOptions::default() };
         let cache = CacheOptions { root: base.join(".tallow-cache"), prepare: options };
         let mut last: Option<Instant> = None;

@@ -28,6 +28,8 @@ pub enum Event<'a> {
     Step(&'a StepRecord),
     /// The validation data was scored.
     Eval(&'a EvalRecord),
+    /// A checkpoint is about to be written: what was recorded so far must be on the disk before it.
+    Saving,
     /// A checkpoint was written.
     Saved(&'a Path),
     /// The run went back to the state after this many steps: what was recorded past it is void.
@@ -292,7 +294,8 @@ impl Trainer {
     fn validate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let Some(validation) = &self.validation else { return Ok(false) };
         let score = validation.score(self.model.as_ref(), self.resolved.micro_batch_size, &self.device)?;
-        let best = self.state.best_loss.is_none_or(|best| score.loss < best);
+        // No loss is below NaN: taken for the best once, it would stay the best.
+        let best = score.loss.is_finite() && self.state.best_loss.is_none_or(|best| score.loss < best);
         if best {
             self.state.best_loss = Some(score.loss);
             self.state.best_step = Some(self.state.step);
@@ -307,6 +310,7 @@ impl Trainer {
     /// # Errors
     /// If it cannot be written; earlier checkpoints are as they were.
     pub fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        self.tell(observer, Event::Saving)?;
         let path = self.write_checkpoint()?;
         observer.event(Event::Saved(&path))?;
         Ok(path)

@@ -211,6 +211,7 @@ fn usage_if_option(error: tallow_data::Error) -> anyhow::Error {
         Option { name: "prepend_bos", .. } => exit::usage(
             "--bos: the tokenizer has no begin-of-text token; leave it out, or train one with such a token".into(),
         ),
+        Option { name: "overwrite", reason, .. } => exit::usage(format!("--overwrite: {reason}")),
         Option { name, value, reason } => exit::usage(format!("{}: {reason}", flag(name, &value))),
         OutputExists { path } => exit::usage(format!(
             "{}: exists already; choose another --out, or replace it with --overwrite",

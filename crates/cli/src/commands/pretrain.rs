@@ -9,7 +9,7 @@ use tallow_train::{Event, Finish, From, Observer, PrepareRun, Run, RunConfig, So
 
 use crate::exit;
 use crate::interrupt::Interrupt;
-use crate::terminal::Watcher;
+use crate::terminal::{self, Watcher};
 
 /// A commented run file that runs.
 pub const EXAMPLE: &str = include_str!("../../../../models/runs/example.toml");
@@ -78,8 +78,7 @@ impl RunFile {
 fn prepare(config: RunConfig, base: &Path, resume: bool) -> tallow_train::Result<Run> {
     let from = config.model.from.as_ref().map(|from| open_from(from, base)).transpose()?;
     let peak_flops = Some(peak_flops(config.train.dtype));
-    let mut progress = |line: &str| eprintln!("{line}");
-    Run::prepare(config, base, PrepareRun { from, peak_flops, resume, progress: Some(&mut progress) })
+    Run::prepare(config, base, PrepareRun { from, peak_flops, resume, progress: Some(&mut terminal::line) })
 }
 
 /// The existing model that `model.from` names: a path relative to the run file, or whatever `--model` takes.
@@ -138,7 +137,7 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
     // The curve of a run that failed is the first thing to look at; its error is the one to report.
     let drawn = watcher.finish();
     if finish? == Finish::Interrupted {
-        eprintln!("stopped at step {}; continue with --resume", trainer.step_index());
+        terminal::line(&format!("stopped at step {}; continue with --resume", trainer.step_index()));
         return Err(exit::Interrupted.into());
     }
     drawn?;

@@ -67,6 +67,9 @@ pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     run_config(&args.set)?.validate().map_err(|error| exit::usage(error.to_string()))?;
     clear(out, args.overwrite)?;
     std::fs::create_dir_all(out).with_context(|| format!("{}: cannot be made", out.display()))?;
+    // First of all, so that the directory can be told from any other.
+    let file = out.join("run.toml");
+    std::fs::write(&file, run_file(&args.set)?).with_context(|| format!("{}: cannot be written", file.display()))?;
     let interrupt = Interrupt::listen("saving what there is")?;
     let stop = || if interrupt.raised() { Err(exit::Interrupted.into()) } else { anyhow::Ok(()) };
     let input = if args.input.is_empty() { corpus(out)? } else { args.input.clone() };
@@ -86,8 +89,6 @@ pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
 
     eprintln!("3/4 training a model");
     stop()?;
-    let file = out.join("run.toml");
-    std::fs::write(&file, run_file(&args.set)?).with_context(|| format!("{}: cannot be written", file.display()))?;
     let run = pretrain::RunFile::new(file.clone(), vec![]).prepare(false)?;
     let model = pretrain::train(run, false, false, &interrupt).inspect_err(|error| {
         if error.is::<exit::Interrupted>() {
@@ -106,7 +107,11 @@ pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes an earlier quickstart, and nothing else that may lie beside it.
+/// What a quickstart's run file begins with.
+const HEADER: &str = "# The run of `tallow quickstart`.";
+
+/// Removes an earlier quickstart, and nothing else that may lie beside it. A directory with such names that no quickstart
+/// made is left alone.
 fn clear(out: &Path, overwrite: bool) -> anyhow::Result<()> {
     if !MADE.iter().any(|name| out.join(name).exists()) {
         return Ok(());
@@ -115,10 +120,16 @@ fn clear(out: &Path, overwrite: bool) -> anyhow::Result<()> {
         let hint = "choose another --out, or start anew with --overwrite";
         return Err(exit::usage(format!("{}: holds an earlier quickstart; {hint}", out.display())));
     }
+    let run_file = std::fs::read_to_string(out.join("run.toml")).unwrap_or_default();
+    if !run_file.starts_with(HEADER) {
+        let reason = "holds files that no quickstart made; choose another --out, or move them away";
+        return Err(exit::usage(format!("{}: {reason}", out.display())));
+    }
     let events = |name: &str| name.starts_with("events.out.tfevents.") || name == "curve.svg";
+    // The run file, which says whose directory it is, is written over: a kill in between leaves it.
     for entry in std::fs::read_dir(out)? {
         let entry = entry?;
-        if entry.file_name().to_str().is_some_and(|name| MADE.contains(&name) || events(name)) {
+        if entry.file_name().to_str().is_some_and(|name| name != "run.toml" && (MADE.contains(&name) || events(name))) {
             let path = entry.path();
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             removed.with_context(|| format!("{}: cannot be removed", path.display()))?;
@@ -163,7 +174,7 @@ fn run_config(set: &[String]) -> anyhow::Result<RunConfig> {
 /// The same as a file, so that it can be read, changed, planned and resumed like any other.
 fn run_file(set: &[String]) -> anyhow::Result<String> {
     let text = toml::to_string(&run_config(set)?)?;
-    Ok(format!("# The run of `tallow quickstart`. Paths are relative to this file; see docs/config.md.\n\n{text}"))
+    Ok(format!("{HEADER} Paths are relative to this file; see docs/config.md.\n\n{text}"))
 }
 
 fn write_samples(model: &Path, out: &Path) -> anyhow::Result<()> {

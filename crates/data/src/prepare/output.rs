@@ -3,6 +3,8 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use super::{TRAIN, VALID};
+use crate::shard::INDEX_FILE;
 use crate::{Error, Result};
 
 /// The right to prepare into a folder, held through a locked file beside it. The system frees it when the process ends,
@@ -99,6 +101,11 @@ impl PartialDir {
         if out_dir.exists() && !out_dir.is_dir() {
             return Err(Error::OutputExists { path: out_dir.to_owned() });
         }
+        if overwrite && !is_replaceable(out_dir)? {
+            let way_out = "choose another folder, or move them away";
+            let reason = format!("{}: holds other things than prepared tokens; {way_out}", out_dir.display());
+            return Err(Error::option("overwrite", true, reason));
+        }
         let partial = beside(out_dir, "partial")?;
         remove(&partial)?;
         std::fs::create_dir(&partial).map_err(|e| Error::io(&partial, e))?;
@@ -150,6 +157,23 @@ fn is_in_use(dir: &Path) -> Result<bool> {
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Ok(true),
         Err(e) => Err(Error::io(dir, e)),
     }
+}
+
+/// Whether all that lies in a folder was prepared. Nothing else is ever replaced, least of all the text itself.
+fn is_replaceable(dir: &Path) -> Result<bool> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(Error::io(dir, e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(dir, e))?.path();
+        let split = path.file_name().is_some_and(|name| name == TRAIN || name == VALID);
+        if !split || !path.join(INDEX_FILE).is_file() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn remove(dir: &Path) -> Result<()> {
