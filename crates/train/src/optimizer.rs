@@ -59,8 +59,9 @@ impl OptimizerConfig {
                 return Err(Error::config("optimizer.betas", beta, reason));
             }
         }
-        if not_positive(self.eps) {
-            return Err(Error::config("optimizer.eps", self.eps, "must be a positive number, e.g. 1e-8"));
+        // In f32, as it is added: one that is 0 there makes 0 / 0 of every weight whose gradient is 0.
+        if not_positive(f64::from(self.eps as f32)) {
+            return Err(Error::config("optimizer.eps", self.eps, "must be a positive number in f32, e.g. 1e-8"));
         }
         for (key, value) in [("optimizer.weight_decay", self.weight_decay), ("optimizer.grad_clip", self.grad_clip)] {
             if !(value.is_finite() && value >= 0.0) {
@@ -149,4 +150,17 @@ fn step_bucket(bucket: &Bucket, moments: &Moments, range: std::ops::Range<usize>
     let compute = (bucket.compute.dtype() == DType::BF16).then_some(&bucket.compute);
     adamw_step(AdamWBuckets { master, grad, m: &moments.m, v: &moments.v, compute }, range, params)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_eps_that_is_zero_or_infinite_in_f32_is_an_error() {
+        assert!(OptimizerConfig { eps: 1e-30, ..Default::default() }.validate().is_ok());
+        for eps in [0.0, 1e-60, 1e60, -1e-8, f64::NAN] {
+            assert!(OptimizerConfig { eps, ..Default::default() }.validate().is_err(), "{eps}");
+        }
+    }
 }

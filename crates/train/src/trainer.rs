@@ -294,8 +294,7 @@ impl Trainer {
     fn validate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let Some(validation) = &self.validation else { return Ok(false) };
         let score = validation.score(self.model.as_ref(), self.resolved.micro_batch_size, &self.device)?;
-        // No loss is below NaN: taken for the best once, it would stay the best.
-        let best = score.loss.is_finite() && self.state.best_loss.is_none_or(|best| score.loss < best);
+        let best = improves(self.state.best_loss, score.loss);
         if best {
             self.state.best_loss = Some(score.loss);
             self.state.best_step = Some(self.state.step);
@@ -329,5 +328,23 @@ impl Trainer {
     /// If it cannot be written; what was there before is as it was.
     pub fn save_final(&self, path: &Path) -> Result<()> {
         self.checkpoints.save_final(path, &self.store)
+    }
+}
+
+/// Whether a loss is the best so far. One that is not finite never is: nothing would be below NaN ever after.
+fn improves(best: Option<f64>, loss: f64) -> bool {
+    loss.is_finite() && best.is_none_or(|best| loss < best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_that_is_not_finite_is_never_the_best() {
+        assert!(improves(None, 3.0) && improves(Some(3.0), 2.0) && !improves(Some(2.0), 2.0));
+        for loss in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(!improves(None, loss) && !improves(Some(2.0), loss));
+        }
     }
 }

@@ -18,15 +18,27 @@ const KC: usize = 1024;
 /// Columns whose packed part of `b` is in use at once: 256 x 1024 x 2 bytes, half of a 1 MiB L2.
 const NC: usize = 256;
 
-/// True if this CPU has the instructions and `TALLOW_SIMD` does not forbid them.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn available() -> bool {
-    crate::simd::level() >= crate::simd::Level::Avx512 && std::is_x86_feature_detected!("avx512bf16")
-}
+type Tile = [[f32; NR]; MR];
 
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn available() -> bool {
-    false
+/// `tile = a panel x b panel` with some instruction set.
+///
+/// # Safety
+/// The CPU has that instruction set.
+type Multiply = unsafe fn(&[bf16], &[bf16], &mut Tile);
+
+/// How tiles are multiplied; to have one is the proof that this CPU can.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel(Multiply);
+
+impl Kernel {
+    /// `Some` if this CPU has the instructions and `TALLOW_SIMD` does not forbid them.
+    pub(super) fn native() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if crate::simd::level() >= crate::simd::Level::Avx512 && std::is_x86_feature_detected!("avx512bf16") {
+            return Some(Self(multiply_avx512));
+        }
+        None
+    }
 }
 
 /// Rows of the result that one task owns.
@@ -35,7 +47,13 @@ enum Rows<'a> {
     F32(&'a mut [f32], bool),
 }
 
-pub(super) fn product((m, n, k): (usize, usize, usize), a: (&[bf16], Strides), b: (&[bf16], Strides), out: Out) {
+pub(super) fn product(
+    kernel: Kernel,
+    (m, n, k): (usize, usize, usize),
+    a: (&[bf16], Strides),
+    b: (&[bf16], Strides),
+    out: Out,
+) {
     assert!(a.0.len() >= m * k && b.0.len() >= k * n, "matrix product: a slice is too short");
     if m == 0 || n == 0 || k == 0 {
         match out {
@@ -47,7 +65,8 @@ pub(super) fn product((m, n, k): (usize, usize, usize), a: (&[bf16], Strides), b
     }
     let threads = if m * n * k <= super::SERIAL { 1 } else { rayon::current_num_threads() };
     let rows = m.div_ceil(threads).next_multiple_of(MR);
-    let task = |index: usize, out: Rows| rows_product(index * rows, (m.min((index + 1) * rows), n, k), a, b, out);
+    let task =
+        |index: usize, out: Rows| rows_product(kernel, index * rows, (m.min((index + 1) * rows), n, k), a, b, out);
     match out {
         Out::Bf16(c) => c[..m * n].par_chunks_mut(rows * n).enumerate().for_each(|(i, c)| task(i, Rows::Bf16(c))),
         Out::F32(c, add) => {
@@ -58,6 +77,7 @@ pub(super) fn product((m, n, k): (usize, usize, usize), a: (&[bf16], Strides), b
 
 /// Rows `start..end` of the result.
 fn rows_product(
+    kernel: Kernel,
     start: usize,
     (end, n, k): (usize, usize, usize),
     (a, sa): (&[bf16], Strides),
@@ -93,7 +113,8 @@ fn rows_product(
                 for pa in 0..panels {
                     let a_panel = &packed_a[(pa * pairs + at / 2) * 2 * MR..][..depth_pairs * 2 * MR];
                     let mut tile = [[0f32; NR]; MR];
-                    multiply(a_panel, b_panel, &mut tile);
+                    // SAFETY: there is a kernel only where the CPU has its instructions.
+                    unsafe { (kernel.0)(a_panel, b_panel, &mut tile) };
                     let place = Place { row: pa * MR, col: pb * NR };
                     if several {
                         add_tile(&tile, place, block, &mut sums);
@@ -121,7 +142,7 @@ struct Place {
     col: usize,
 }
 
-fn add_tile(tile: &[[f32; NR]; MR], place: Place, width: usize, sums: &mut [f32]) {
+fn add_tile(tile: &Tile, place: Place, width: usize, sums: &mut [f32]) {
     for (r, row) in tile.iter().enumerate() {
         let sums = &mut sums[(place.row + r) * width + place.col..][..NR];
         sums.iter_mut().zip(row).for_each(|(s, x)| *s += x);
@@ -130,7 +151,7 @@ fn add_tile(tile: &[[f32; NR]; MR], place: Place, width: usize, sums: &mut [f32]
 
 /// Writes a finished tile: its own values, or the sums held for it.
 fn store_tile(
-    tile: &[[f32; NR]; MR],
+    tile: &Tile,
     held: Option<(&[f32], usize)>,
     place: Place,
     (height, width): (usize, usize),
@@ -192,21 +213,10 @@ fn pack<const W: usize>(
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn multiply(a: &[bf16], b: &[bf16], tile: &mut [[f32; NR]; MR]) {
-    // SAFETY: `available` was true before anything here was called.
-    unsafe { multiply_avx512(a, b, tile) }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn multiply(_: &[bf16], _: &[bf16], _: &mut [[f32; NR]; MR]) {
-    unreachable!("never available")
-}
-
 /// `tile = a panel x b panel`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn multiply_avx512(a: &[bf16], b: &[bf16], tile: &mut [[f32; NR]; MR]) {
+fn multiply_avx512(a: &[bf16], b: &[bf16], tile: &mut Tile) {
     use std::arch::x86_64::{
         __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
         _mm512_storeu_ps,
@@ -236,6 +246,143 @@ fn multiply_avx512(a: &[bf16], b: &[bf16], tile: &mut [[f32; NR]; MR]) {
         unsafe {
             _mm512_storeu_ps(row.as_mut_ptr(), left);
             _mm512_storeu_ps(row.as_mut_ptr().add(16), right);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use super::super::{plain, tests::whole, turned};
+    use super::*;
+
+    /// The tile product without the instruction, so that packing and blocking are tested on every CPU.
+    fn multiply_scalar(a: &[bf16], b: &[bf16], tile: &mut Tile) {
+        let pairs = b.len() / (2 * NR);
+        assert!(b.len() == pairs * 2 * NR && a.len() == pairs * 2 * MR);
+        *tile = [[0.0; NR]; MR];
+        for (a, b) in a.chunks_exact(2 * MR).zip(b.chunks_exact(2 * NR)) {
+            for (row, a) in tile.iter_mut().zip(a.as_chunks::<2>().0) {
+                for (sum, b) in row.iter_mut().zip(b.as_chunks::<2>().0) {
+                    *sum += a[0].to_f32() * b[0].to_f32() + a[1].to_f32() * b[1].to_f32();
+                }
+            }
+        }
+    }
+
+    fn kernels() -> Vec<(&'static str, Kernel)> {
+        let native = Kernel::native().map(|kernel| ("native", kernel));
+        [("emulated", Kernel(multiply_scalar))].into_iter().chain(native).collect()
+    }
+
+    /// `(m, n, k)` at, below and above a tile, a block of columns, a pair and `KC`.
+    const SHAPES: [(usize, usize, usize); 22] = [
+        (1, 1, 1),
+        (1, 33, 2),
+        (2, 1, 3),
+        (1, 300, 7),
+        (11, 31, 5),
+        (12, 32, 4),
+        (13, 33, 3),
+        (25, 64, 1),
+        (60, 255, 9),
+        (61, 256, 8),
+        (37, 257, 11),
+        (24, 289, 17),
+        (5, 513, 64),
+        (150, 40, 33),
+        (1, 1, 1023),
+        (13, 33, 1023),
+        (12, 32, 1024),
+        (13, 33, 1025),
+        (7, 290, 1026),
+        (50, 31, 2047),
+        (25, 288, 2049),
+        (1, 1, 3073),
+    ];
+
+    /// `a b` in f64 by the definition of strides.
+    fn exact((m, n, k): (usize, usize, usize), (a, sa): (&[bf16], Strides), (b, sb): (&[bf16], Strides)) -> Vec<f64> {
+        let mut c = vec![0f64; m * n];
+        for i in 0..m {
+            for p in 0..k {
+                let x = a[i * sa.rows + p * sa.cols].to_f64();
+                c[i * n..][..n].iter_mut().enumerate().for_each(|(j, c)| {
+                    *c += x * b[p * sb.rows + j * sb.cols].to_f64();
+                });
+            }
+        }
+        c
+    }
+
+    #[test]
+    fn every_edge_matches_f64() {
+        for dims @ (m, n, k) in SHAPES {
+            let (a, b) = (whole(m * k, 1), whole(k * n, 2));
+            for (layout, sa, sb) in
+                [("nt", plain(k), turned(k)), ("nn", plain(k), plain(n)), ("tn", turned(m), plain(n))]
+            {
+                let (a, b) = ((&a[..], sa), (&b[..], sb));
+                let want = exact(dims, a, b);
+                for (name, kernel) in kernels() {
+                    let what = format!("{name} {layout} {dims:?}");
+                    let (mut rounded, mut set, mut added) =
+                        (vec![bf16::NAN; m * n], vec![f32::NAN; m * n], vec![3f32; m * n]);
+                    product(kernel, dims, a, b, Out::Bf16(&mut rounded));
+                    product(kernel, dims, a, b, Out::F32(&mut set, false));
+                    product(kernel, dims, a, b, Out::F32(&mut added, true));
+                    for (i, want) in want.iter().enumerate() {
+                        assert_eq!(f64::from(set[i]), *want, "{what} at {i}");
+                        assert_eq!(f64::from(added[i]), want + 3.0, "{what} added at {i}");
+                        assert_eq!(rounded[i], bf16::from_f64(*want), "{what} rounded at {i}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let dims @ (m, n, k) = (100, 70, 1031);
+        let values = |len: usize| -> Vec<bf16> { (0..len).map(|i| bf16::from_f32((i as f32).sin())).collect() };
+        let (a, b) = (values(m * k), values(k * n));
+        for (name, kernel) in kernels() {
+            let on = |threads| {
+                let mut c = vec![0f32; m * n];
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| product(kernel, dims, (&a, plain(k)), (&b, turned(k)), Out::F32(&mut c, false)));
+                c
+            };
+            let one = on(1);
+            assert!([2, 3, 7, 16].into_iter().all(|threads| on(threads) == one), "{name}");
+        }
+    }
+
+    /// What is not finite stays in its row and column: the zeros that fill up tiles and pairs meet no operand.
+    #[test]
+    fn infinity_reaches_its_own_row_and_column_only() {
+        let dims @ (m, n, k) = (13, 33, 5);
+        let (mut a, mut b) = (whole(m * k, 1), whole(k * n, 2));
+        a[12 * k + 4] = bf16::INFINITY;
+        b[4 * n + 32] = bf16::NAN;
+        for (name, kernel) in kernels() {
+            let mut c = vec![0f32; m * n];
+            product(kernel, dims, (&a, plain(k)), (&b, plain(n)), Out::F32(&mut c, false));
+            for (at, x) in c.iter().enumerate() {
+                let (i, j) = (at / n, at % n);
+                let (row, nan) = (i == 12, j == 32);
+                assert!(if nan { x.is_nan() } else { row || x.is_finite() }, "{name} {i} {j} {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_inner_dimension_gives_zeros() {
+        for (_, kernel) in kernels() {
+            let (mut set, mut added) = (vec![f32::NAN; 6], vec![3f32; 6]);
+            product(kernel, (2, 3, 0), (&[], plain(0)), (&[], turned(0)), Out::F32(&mut set, false));
+            product(kernel, (2, 3, 0), (&[], plain(0)), (&[], turned(0)), Out::F32(&mut added, true));
+            assert!(set.iter().all(|x| *x == 0.0) && added.iter().all(|x| *x == 3.0));
         }
     }
 }

@@ -137,9 +137,80 @@ pub(crate) enum Out<'a> {
 }
 
 fn product(dims: (usize, usize, usize), a: (&[bf16], Strides), b: (&[bf16], Strides), out: Out) {
-    if bf16_native::available() {
-        bf16_native::product(dims, a, b, out);
-    } else {
-        widened::product(dims, a, b, out);
+    match bf16_native::Kernel::native() {
+        Some(kernel) => bf16_native::product(kernel, dims, a, b, out),
+        None => widened::product(dims, a, b, out),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use super::*;
+
+    /// Whole numbers from -8 to 8: every sum here is exact in f32 whatever its order.
+    pub(super) fn whole<T: Element>(len: usize, seed: usize) -> Vec<T> {
+        (0..len).map(|i| T::from_f32(((i * 7919 + seed * 31) % 17) as f32 - 8.0)).collect()
+    }
+
+    /// `c[i, j] = sum over p of a(i, p) b(p, j)` in f64.
+    fn exact(
+        (m, n, k): (usize, usize, usize),
+        a: impl Fn(usize, usize) -> f32,
+        b: impl Fn(usize, usize) -> f32,
+    ) -> Vec<f64> {
+        let sum = |i, j| (0..k).map(|p| f64::from(a(i, p)) * f64::from(b(p, j))).sum();
+        (0..m * n).map(|at| sum(at / n, at % n)).collect()
+    }
+
+    fn check<T: Gemm>() {
+        for dims @ (m, n, k) in [(1, 1, 1), (1, 40, 3), (3, 1, 5), (13, 33, 17), (70, 90, 65), (515, 9, 31), (2, 3, 0)]
+        {
+            let (a, b) = (whole::<T>(m * k, 1), whole::<T>(k * n, 2));
+            let (at, bt) = (|i: usize, p: usize| a[i * k + p].to_f32(), |p: usize, j: usize| b[p * n + j].to_f32());
+            let nt = exact(dims, at, |p, j| b[j * k + p].to_f32());
+            let nn = exact(dims, at, bt);
+            let tn = exact(dims, |i, p| a[p * m + i].to_f32(), bt);
+            let rounded = |want: &[f64]| want.iter().map(|x| T::from_f32(*x as f32)).collect::<Vec<_>>();
+            let nan = T::from_f32(f32::NAN);
+            let mut c = vec![nan; m * n];
+            T::nt(m, n, k, &a, &b, &mut c);
+            assert_eq!(c, rounded(&nt), "nt {dims:?}");
+            c.fill(nan);
+            T::nn(m, n, k, &a, &b, &mut c);
+            assert_eq!(c, rounded(&nn), "nn {dims:?}");
+            let mut c = vec![f32::NAN; m * n];
+            T::nt_f32(m, n, k, &a, &b, &mut c);
+            assert!(c.iter().zip(&nt).all(|(c, want)| f64::from(*c) == *want), "nt_f32 {dims:?}");
+            c.fill(-2.0);
+            T::tn_add(m, n, k, &a, &b, &mut c);
+            assert!(c.iter().zip(&tn).all(|(c, want)| f64::from(*c) == want - 2.0), "tn_add {dims:?}");
+        }
+    }
+
+    #[test]
+    fn all_products_match_f64() {
+        check::<f32>();
+        check::<bf16>();
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        for (m, n, k) in [(1, 700, 300), (33, 65, 2100), (200, 150, 129), (700, 1, 300)] {
+            let values = |len: usize| -> Vec<f32> { (0..len).map(|i| (i as f32).sin()).collect() };
+            let (a, b) = (values(m * k), values(k * n));
+            let on = |threads| {
+                let mut c = vec![vec![0f32; m * n]; 3];
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    f32::nt(m, n, k, &a, &b, &mut c[0]);
+                    f32::nn(m, n, k, &a, &b, &mut c[1]);
+                    f32::tn_add(m, n, k, &a, &b, &mut c[2]);
+                });
+                c
+            };
+            let one = on(1);
+            assert!([2, 3, 7].into_iter().all(|threads| on(threads) == one), "{m} {n} {k}");
+        }
     }
 }
