@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tallow_models::Decoder;
 use tallow_nn::{ContiguousCache, ForwardContext, KvCache};
-use tallow_ops::{KeyRanges, linear, no_grad};
+use tallow_ops::{KeyRanges, head_logits, no_grad};
 use tallow_sampler::{Sampler, SamplerOptions};
 
 use crate::{Error, Result};
@@ -95,8 +95,7 @@ fn next_logits(model: &dyn Decoder, device: &Device, ids: &[u32], cache: &mut Co
         last = Some(x.narrow(1, t - 1, 1)?);
     }
     let x = last.ok_or(Error::Empty { needed: 1 })?;
-    let logits = linear(&x.contiguous()?, model.head(), None)?.flatten_all()?;
-    Ok(logits.to_dtype(DType::F32)?.to_vec1()?)
+    Ok(head_logits(&x.squeeze(0)?, model.head())?)
 }
 
 /// The model's sliding window applied to what a query sees.

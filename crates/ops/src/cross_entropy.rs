@@ -101,10 +101,15 @@ fn chunk_rows(v: usize) -> usize {
     (CHUNK_BYTES / (4 * v)).next_multiple_of(64)
 }
 
-/// Bytes that [`linear_cross_entropy`] holds at its worst moment besides its result, for `tokens` rows of dtype `dtype`.
-pub fn cross_entropy_workspace(tokens: usize, vocab: usize, dtype: DType) -> usize {
+/// Bytes that [`linear_cross_entropy`] holds at its worst moment besides its result, for `tokens` rows of `hidden` channels
+/// in `dtype`. On a CPU without bf16 products the head and the gradient of the logits are widened as well.
+pub fn cross_entropy_workspace(tokens: usize, hidden: usize, vocab: usize, dtype: DType) -> usize {
     let logits = chunk_rows(vocab).min(tokens) * vocab;
-    logits * if dtype == DType::BF16 { 6 } else { 4 }
+    match dtype {
+        DType::BF16 if tallow_kernels::peak::native_bf16() => 6 * logits,
+        DType::BF16 => 10 * logits + 4 * vocab * hidden,
+        _ => 4 * logits,
+    }
 }
 
 struct Job<'a> {
@@ -255,6 +260,16 @@ pub fn logprobs_top(x: &Tensor, weight: &Weight, targets: &[u32], k: usize) -> R
         }));
     }
     Ok(all)
+}
+
+/// Logits of `x [n, c]` under the head `weight [v, c]`, both f32 or bf16, as f32 `[n * v]`, row by row: not rounded to the
+/// compute dtype, so that sampling sees what [`logprobs_top`] reports. Nothing is recorded.
+///
+/// # Errors
+/// If shapes, dtypes or devices do not fit.
+pub fn head_logits(x: &Tensor, weight: &Weight) -> Result<Vec<f32>> {
+    let sizes = check("head_logits", x, weight)?;
+    logits(&x.detach(), weight, sizes)
 }
 
 fn logits(x: &Tensor, weight: &Weight, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {

@@ -43,8 +43,8 @@ pub use activation::{Gelu, gelu, relu, silu, swiglu};
 pub use attention::{KeyRanges, attention};
 pub use autograd::{backward_from, grad_enabled, no_grad};
 pub use cross_entropy::{
-    CrossEntropy, CrossEntropyOptions, IGNORE_INDEX, TopLogprobs, cross_entropy_workspace, linear_cross_entropy,
-    logprobs_top,
+    CrossEntropy, CrossEntropyOptions, IGNORE_INDEX, TopLogprobs, cross_entropy_workspace, head_logits,
+    linear_cross_entropy, logprobs_top,
 };
 pub use dropout::{DropoutKey, dropout};
 pub use elementwise::residual_add;

