@@ -1,12 +1,10 @@
 //! SiLU, SwiGLU, GELU, ReLU and the residual addition against the composed reference.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-mod support;
-
 use candle_core::{DType, Device, Tensor, Var};
-use support::*;
 use tallow_kernels::activation::Activation;
 use tallow_ops::{Gelu, gelu, reference, relu, residual_add, silu, swiglu};
+use tallow_testkit::*;
 
 const SHAPES: [&[usize]; 5] = [&[1], &[3, 5], &[2, 3, 17], &[33, 80], &[2, 129, 130]];
 

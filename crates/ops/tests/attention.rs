@@ -1,13 +1,11 @@
 //! `attention` and `KeyRanges` against the composed reference, finite differences and the invariants of packing.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-mod support;
-
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
-use support::*;
 use tallow_ops::{KeyRanges, attention, backward_from, reference};
+use tallow_testkit::*;
 
 fn inputs(b: usize, (tq, tk): (usize, usize), (h, g): (usize, usize), d: usize) -> [Tensor; 3] {
     [random((b, tq, h, d), 1, 1.0), random((b, tk, g, d), 2, 1.0), random((b, tk, g, d), 3, 1.0)]

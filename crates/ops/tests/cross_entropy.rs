@@ -1,11 +1,9 @@
 //! Head and loss in one: against all logits at once, in chunks of any size, with ignored targets and z-loss.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-mod support;
-
 use candle_core::{DType, Device, Result, Tensor, Var};
-use support::{CROSS_ENTROPY, assert_close, compare, finite_differences, random, slot_sum, trainable, values};
 use tallow_ops::{CrossEntropyOptions, IGNORE_INDEX, Weight, linear_cross_entropy, logprobs_top, no_grad, reference};
+use tallow_testkit::{CROSS_ENTROPY, assert_close, compare, finite_differences, random, slot_sum, trainable, values};
 
 fn targets(n: usize, v: usize, ignore_every: usize) -> Tensor {
     let id = |i: usize| if i % ignore_every == ignore_every - 1 { IGNORE_INDEX } else { (i * 7 % v) as u32 };

@@ -1,11 +1,9 @@
 //! `dropout`: the same mask forward and backward, a function of its key.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-mod support;
-
 use candle_core::{DType, Var};
-use support::*;
 use tallow_ops::{DropoutKey, backward_from, dropout};
+use tallow_testkit::*;
 
 const KEY: DropoutKey = DropoutKey { seed: 1, step: 2, layer: 3, site: 4, offset: 0 };
 

@@ -1,11 +1,11 @@
 //! Linear layers and lookups: the corpus, and every way in which a weight can take part.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-mod support;
-
 use candle_core::{DType, Device, Tensor, Var};
-use support::{LINEAR, assert_close, bits, compare, finite_differences, random, run, slot_sum, trainable, values};
 use tallow_ops::{Weight, backward_from, embedding, linear, no_grad, reference};
+use tallow_testkit::{
+    LINEAR, assert_close, bits, compare, finite_differences, random, run, slot_sum, trainable, values,
+};
 
 fn with_bias(x: &[Tensor]) -> candle_core::Result<Tensor> {
     linear(&x[0], &x[1].clone().into(), Some(&x[2].clone().into()))

@@ -1,11 +1,9 @@
 //! `rms_norm` and `layer_norm` against the composed reference, for every way a weight can enter.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-mod support;
-
 use candle_core::{DType, Device, Tensor, Var};
-use support::*;
 use tallow_ops::{Weight, backward_from, layer_norm, no_grad, reference, rms_norm};
+use tallow_testkit::*;
 
 const EPS: f64 = 1e-5;
 

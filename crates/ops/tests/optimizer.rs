@@ -1,11 +1,9 @@
 //! The optimizer's passes over buckets, against the formula in f64.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-mod support;
-
 use candle_core::{DType, Device, Tensor};
-use support::{random, values};
 use tallow_ops::{AdamWBuckets, AdamWParams, adamw_step, cast_to_bf16, fill_zero, global_sq_norm};
+use tallow_testkit::{random, values};
 
 const PARAMS: AdamWParams =
     AdamWParams { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 0.5 };

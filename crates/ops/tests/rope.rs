@@ -1,13 +1,11 @@
 //! `rope` against the composed reference and against what rotation is.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
-mod support;
-
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use support::*;
 use tallow_ops::{RopeLayout, RopeTable, reference, rope};
+use tallow_testkit::*;
 
 fn table(half: usize, max_positions: usize) -> Arc<RopeTable> {
     let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();

@@ -97,7 +97,8 @@ simd_fn! {
     ) {
         for first in (0..keys.1 - keys.0).step_by(BLOCK) {
             for ((q, logits), span) in q.chunks_exact(padded).zip(logits.chunks_exact_mut(SPLIT)).zip(spans) {
-                for j in first.max(span.0)..(first + BLOCK).min(span.1) {
+                let keys_of_row = first.max(span.0)..(first + BLOCK).min(span.1).max(first.max(span.0));
+                for (j, logit) in keys_of_row.clone().zip(&mut logits[keys_of_row]) {
                     let k = k.row(head.b, keys.0 + j, head.h);
                     let mut sum = s.splat(0.0);
                     let whole = k.len() / S::LANES * S::LANES;
@@ -108,7 +109,7 @@ simd_fn! {
                     if !rest.is_empty() {
                         sum = s.fma(s.load(&q[whole..]), T::load_part(s, rest), sum);
                     }
-                    logits[j] = s.sum(sum);
+                    *logit = s.sum(sum);
                 }
             }
         }
