@@ -12,7 +12,7 @@ pub(crate) fn check(blob: &[u8]) -> Result<(), String> {
     let fail = |what: &str| Err(format!("precompiled_charsmap: {what}"));
     let Some((length, rest)) = blob.split_first_chunk::<4>() else { return fail("shorter than its header") };
     let length = u32::from_le_bytes(*length) as usize;
-    if length == 0 || length % 4 != 0 || length > rest.len() {
+    if length == 0 || !length.is_multiple_of(4) || length > rest.len() {
         return fail("its trie does not fit in it");
     }
     let (trie, texts) = rest.split_at(length);

@@ -32,7 +32,7 @@ pub(crate) struct Engine {
 
 enum Model {
     Bytes(Box<ByteBpe>),
-    Unigram(UnigramModel),
+    Unigram(Box<UnigramModel>),
 }
 
 enum Normal {
@@ -68,7 +68,7 @@ impl Engine {
                     Err(_) => return Ok(None),
                 },
             };
-            (Model::Unigram(unigram), normal)
+            (Model::Unigram(Box::new(unigram)), normal)
         } else {
             return Ok(None);
         };

@@ -84,7 +84,7 @@ impl PairTrainer {
             let merged = *ids.entry(joined.clone()).or_insert(self.tokens.len() as u32);
             if merged as usize == self.tokens.len() {
                 self.tokens.push(joined);
-                if self.tokens.len() % 256 == 0 {
+                if self.tokens.len().is_multiple_of(256) {
                     progress(TrainEvent::Merging { done: self.tokens.len(), total: options.vocab_size });
                 }
             }
