@@ -1,4 +1,5 @@
 //! Times attention, norms and SwiGLU.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 use tallow_kernels::lanes::Element;
 use tallow_kernels::{activation, attention::*, norm, rng, simd};
 fn now() -> f64 {

@@ -1,4 +1,5 @@
 //! Byte-level BPE: training, encoding against the `tokenizers` crate, round trips, streaming, saving.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use proptest::prelude::*;
 use std::sync::LazyLock;

@@ -1,5 +1,6 @@
 //! Broken and hostile files: every one is an error that names what is wrong, or a tokenizer that works; never a panic,
 //! never memory out of proportion to the file.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use std::path::Path;
 
@@ -120,6 +121,7 @@ fn a_gguf_vocabulary_is_checked_key_by_key() {
     let good = Tokenizer::from_gguf(gguf()).unwrap();
     assert_eq!(good.encode("ab a", true).unwrap(), [1, 8, 6]);
     assert_eq!(good.decode(&[1, 8, 6], true).unwrap(), "ab a");
+    #[allow(clippy::type_complexity, reason = "a table")]
     let broken: [(&str, fn(&mut GgufVocab)); 10] = [
         ("tokenizer.ggml.model", |v| v.model = "rwkv".into()),
         ("tokenizer.ggml.tokens", |v| v.tokens.clear()),

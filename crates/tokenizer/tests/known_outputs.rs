@@ -2,6 +2,7 @@
 //!
 //! The files come by `scripts/fetch-assets tokenizers` into `$TALLOW_ASSETS` (`target/assets` of the workspace by
 //! default). A test whose files are absent says so and passes.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 mod gguf_vocab;
 

@@ -1,4 +1,5 @@
 //! WordPiece and Unigram: training, determinism, round trips.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use proptest::prelude::*;
 use std::sync::LazyLock;

@@ -1,4 +1,5 @@
 //! SentencePiece models against ids by the sentencepiece library (`fixtures/make_sentencepiece.py` made them).
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use std::path::{Path, PathBuf};
 
