@@ -123,6 +123,7 @@ fn a_gguf_vocabulary_is_checked_key_by_key() {
     assert_eq!(good.decode(&[1, 8, 6], true).unwrap(), "ab a");
     #[allow(clippy::type_complexity, reason = "a table")]
     #[allow(clippy::type_complexity, reason = "a table")]
+    #[allow(clippy::type_complexity, reason = "a table")]
     let broken: [(&str, fn(&mut GgufVocab)); 10] = [
         ("tokenizer.ggml.model", |v| v.model = "rwkv".into()),
         ("tokenizer.ggml.tokens", |v| v.tokens.clear()),
