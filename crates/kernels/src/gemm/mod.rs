@@ -1,7 +1,7 @@
 //! Matrix products: the three that a linear layer needs, in f32 and bf16, threaded.
 //!
 //! f32 goes through the `gemm` crate, which reaches the machine's AVX-512 or AVX2 rate. bf16 has no library to go to: with
-//! AVX512-BF16 it runs on the instruction that multiplies pairs and adds in f32 ([`mod@bf16_native`]), elsewhere operands are
+//! AVX512-BF16 it runs on the instruction that multiplies pairs and adds in f32 (`bf16_native`), elsewhere operands are
 //! widened and go the f32 way. Sums are f32 always.
 
 mod bf16_native;
