@@ -13,5 +13,5 @@ mod source;
 pub use atomic::{AtomicDir, atomic_write, sha256_file, write_json};
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use locate::{ModelLocation, resolve_model};
+pub use locate::{ModelLocation, is_hub_id, resolve_model};
 pub use source::{TensorInfo, TensorSource};

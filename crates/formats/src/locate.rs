@@ -38,8 +38,8 @@ pub fn resolve_model(name: &str) -> Result<ModelLocation> {
         return Ok(found);
     }
     let looked = store.map_or_else(String::new, |store| format!(" and not in the local store {}", store.display()));
-    let hub = if looks_like_hub_id(name) {
-        "; it looks like a hub id, and this build cannot download: fetch the model and give its folder or .gguf file"
+    let hub = if is_hub_id(name) {
+        "; it looks like a hub id, and hub ids need a build with `--features hub`; a local folder or .gguf file works"
     } else {
         "; give a Hugging Face folder or a .gguf file"
     };
@@ -62,8 +62,14 @@ fn store() -> Option<PathBuf> {
     set("HOME").map(|home| PathBuf::from(home).join(".local/share/tallow/models"))
 }
 
-fn looks_like_hub_id(name: &str) -> bool {
-    let mut parts = name.split('/');
-    let plain = |part: Option<&str>| part.is_some_and(|p| !p.is_empty() && !p.starts_with('.'));
-    plain(parts.next()) && plain(parts.next()) && parts.next().is_none()
+/// Whether `name` has the shape of an id at the Hugging Face hub, `org/name`: two parts of letters, digits, `-`, `_` and
+/// `.`, of which neither begins or ends with `-` or `.`, or has `--` or `..`. A name that ends in `.gguf` is a file's.
+pub fn is_hub_id(name: &str) -> bool {
+    let part = |part: &str| {
+        let plain = part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        plain && !part.is_empty() && !part.starts_with(['-', '.']) && !part.ends_with(['-', '.'])
+    };
+    let gguf = Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let joined = name.contains("--") || name.contains("..");
+    name.len() <= 96 && !gguf && !joined && name.split_once('/').is_some_and(|(org, name)| part(org) && part(name))
 }

@@ -385,7 +385,7 @@ fn names_of_models_are_found_or_explained() {
     let message = |name: &str| resolve_model(name).unwrap_err().to_string();
     assert_says("other", &message(&text(&other)), &["m.bin", "neither a folder nor a .gguf file"]);
     assert_says("empty", &message(""), &["the name is empty"]);
-    assert_says("hub", &message("some-owner/some-model"), &["some-owner/some-model", "hub id"]);
+    assert_says("hub", &message("some-owner/some-model"), &["some-owner/some-model", "hub id", "--features hub"]);
     assert_says("missing", &message(&text(&folder.path().join("x.gguf"))), &["x.gguf", "no such file or folder"]);
     assert_says("outside the store", &message("../../no/such/model"), &["no such file or folder"]);
 }

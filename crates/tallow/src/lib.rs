@@ -1,6 +1,7 @@
 //! Tallow, an LLM framework on candle: the facade that other projects import.
 //!
-//! Every room of the house under one name, and [`open`](mod@open) for the commonest need: a model with its tokenizer.
+//! Every room of the house under one name, and [`open`](mod@open) for the commonest need: a model with its tokenizer. The
+//! feature `hub`, off by default, adds models by their id at the Hugging Face hub.
 //!
 //! ```no_run
 //! use tallow::engine::{GenerateOptions, generate};
@@ -25,4 +26,6 @@ pub use tallow_sampler as sampler;
 pub use tallow_tokenizer as tokenizer;
 pub use tallow_train as train;
 
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod open;

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use candle_core::{DType, Device};
+use tallow_formats::ModelLocation;
 use tallow_formats::gguf::GgufFile;
 use tallow_formats::hf::ModelDir;
-use tallow_formats::{ModelLocation, resolve_model};
+#[cfg(not(feature = "hub"))]
+use tallow_formats::resolve_model;
 use tallow_models::{Checkpoint, Decoder};
 use tallow_nn::{ParamStore, StoreOptions, plan_params};
 use tallow_tokenizer::{GgufVocab, Tokenizer};
@@ -26,6 +28,10 @@ pub enum Error {
     /// The tokenizer could not be read.
     #[error(transparent)]
     Tokenizer(#[from] tallow_tokenizer::Error),
+    /// A hub id did not lead to a model.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::Error),
     /// The tokenizer does not belong to the model.
     #[error(
         "{}: the tokenizer has {tokenizer} tokens but the model's vocabulary is {model}: they do not belong together",
@@ -71,12 +77,43 @@ pub struct OpenFiles {
     pub tokenizer: std::result::Result<Tokenizer, String>,
 }
 
+/// Finds what `model` names: a Hugging Face directory, a `.gguf` file, a name in the local store or, in a build with the
+/// feature `hub`, a hub id, whose files are downloaded where they are not cached (see `tallow::hub`).
+///
+/// # Errors
+/// If there is none, saying where it was looked for.
+pub fn locate(model: &str) -> Result<ModelLocation> {
+    #[cfg(feature = "hub")]
+    {
+        crate::hub::locate(model, crate::hub::HubConfig::from_env, crate::hub::Want::Model)
+    }
+    #[cfg(not(feature = "hub"))]
+    {
+        Ok(resolve_model(model)?)
+    }
+}
+
+/// Like [`locate`], for a tokenizer alone: a hub's weights are not downloaded.
+///
+/// # Errors
+/// As [`locate`].
+pub fn locate_tokenizer(model: &str) -> Result<ModelLocation> {
+    #[cfg(feature = "hub")]
+    {
+        crate::hub::locate(model, crate::hub::HubConfig::from_env, crate::hub::Want::Tokenizer)
+    }
+    #[cfg(not(feature = "hub"))]
+    {
+        Ok(resolve_model(model)?)
+    }
+}
+
 /// Opens the files of `model`: a Hugging Face directory, a `.gguf` file, a hub id, or a name in the local store.
 ///
 /// # Errors
 /// If the model cannot be found, or its files are malformed. A tokenizer that is missing is not an error yet.
 pub fn open_files(model: &str) -> Result<OpenFiles> {
-    let (checkpoint, tokenizer) = match resolve_model(model)? {
+    let (checkpoint, tokenizer) = match locate(model)? {
         ModelLocation::Gguf(path) => {
             let file = GgufFile::open(&path)?;
             let tokenizer = gguf_tokenizer(&file).map_err(|e| e.to_string());

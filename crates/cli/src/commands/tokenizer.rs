@@ -8,8 +8,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use tallow_data::{ReadOptions, documents};
+use tallow_formats::ModelLocation;
 use tallow_formats::gguf::GgufFile;
-use tallow_formats::{ModelLocation, resolve_model};
 use tallow_tokenizer::{EncodeOptions, PreTokenizer, Tokenizer, TokenizerKind, TrainEvent, TrainOptions, train};
 use tallow_train::progress::{format_bytes, format_count, format_duration};
 
@@ -328,7 +328,7 @@ pub fn open_tokenizer(name: &str) -> anyhow::Result<Tokenizer> {
     } else if path.exists() {
         ModelLocation::HfDir(path.to_owned())
     } else {
-        resolve_model(name)
+        tallow::open::locate_tokenizer(name)
             .with_context(|| format!("{name}: there is no such tokenizer, nor a model to take it from"))?
     };
     match location {
