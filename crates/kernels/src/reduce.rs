@@ -46,6 +46,11 @@ pub fn sum_of_squares(level: Level, x: &[f32]) -> f64 {
     blocks.iter().map(|&sum| f64::from(sum)).sum()
 }
 
+/// True if no value is NaN or infinite.
+pub fn all_finite(x: &[f32]) -> bool {
+    x.par_chunks(BLOCK).all(|block| block.iter().all(|x| x.is_finite()))
+}
+
 /// `to = from`, rounded to nearest even.
 pub fn round_to_bf16(level: Level, from: &[f32], to: &mut [bf16]) {
     assert_eq!(from.len(), to.len(), "rounding: slices of different lengths");
@@ -80,6 +85,16 @@ pub fn add_rows<T: crate::lanes::Element>(x: &[T], sums: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_value_that_is_not_finite_is_found() {
+        let mut x = vec![1e30f32; 40_001];
+        assert!(all_finite(&x) && all_finite(&[]));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            x[40_000] = bad;
+            assert!(!all_finite(&x));
+        }
+    }
 
     #[test]
     fn squares_match_f64_at_odd_lengths() {

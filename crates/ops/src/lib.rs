@@ -51,7 +51,7 @@ pub use elementwise::residual_add;
 pub use embedding::embedding;
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
-pub use optimizer::{AdamWBuckets, AdamWParams, adamw_step, cast_to_bf16, fill_zero, global_sq_norm};
+pub use optimizer::{AdamWBuckets, AdamWParams, adamw_step, all_finite, cast_to_bf16, fill_zero, global_sq_norm};
 pub use rope::{RopeLayout, RopeTable, rope};
 pub use tallow_kernels::rng::{fill_normal, fill_uniform, stream_of};
 pub use weight::Weight;

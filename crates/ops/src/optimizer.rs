@@ -69,6 +69,16 @@ pub fn global_sq_norm(x: &Tensor) -> Result<f64> {
     Ok(reduce::sum_of_squares(simd::level(), view(&storage, layout)?))
 }
 
+/// True if no value of an f32 tensor on the CPU is NaN or infinite.
+///
+/// # Errors
+/// If it is of another dtype or device.
+pub fn all_finite(x: &Tensor) -> Result<bool> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    Ok(reduce::all_finite(view(&storage, layout)?))
+}
+
 /// Sets an f32 tensor on the CPU to zero, in place.
 ///
 /// # Errors

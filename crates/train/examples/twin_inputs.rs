@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let (path, out) = (PathBuf::from(path), PathBuf::from(out));
     let config = RunConfig::load(&path, &args.collect::<Vec<_>>())?;
     let base = path.parent().unwrap_or(Path::new("")).to_path_buf();
-    let run = Run::prepare(config, &base, PrepareRun::default())?;
+    let run = Run::prepare(config, &base, PrepareRun { resume: true, ..PrepareRun::default() })?;
     std::fs::create_dir_all(&out)?;
     let resolved = run.resolved.clone();
     let (rows, context) = (resolved.run.train.batch_size, resolved.run.data.context_length);

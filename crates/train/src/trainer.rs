@@ -269,7 +269,7 @@ impl Trainer {
     /// Weights that are not finite are never saved: they would take the place of good ones.
     fn check_finite(&self) -> Result<()> {
         for master in self.store.buckets().iter().filter_map(|b| b.master.as_ref()) {
-            if !tallow_ops::global_sq_norm(master)?.is_finite() {
+            if !tallow_ops::all_finite(master)? {
                 let reason = "the weights are not finite and are not saved; lower optimizer.lr and go on with --resume from \
                               the last checkpoint, or start anew";
                 return Err(self.diverged(reason.into()));
