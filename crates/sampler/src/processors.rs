@@ -54,9 +54,13 @@ impl Processor for Penalties {
         for (id, count) in counts {
             check_id("history", id, vocab_size)?;
             if let Some(score) = candidates.score_mut(id) {
+                // A masked token stays masked, and a penalty alone, however large the logit, masks none.
+                if *score == f32::NEG_INFINITY {
+                    continue;
+                }
                 let scaled = if *score > 0.0 { *score / self.repetition } else { *score * self.repetition };
-                // Both steps may overflow with a tiny penalty; the largest finite value still wins every comparison.
-                *score = (scaled.min(f32::MAX) - count as f32 * self.frequency - self.presence).min(f32::MAX);
+                let scaled = scaled.clamp(f32::MIN, f32::MAX);
+                *score = (scaled - count as f32 * self.frequency - self.presence).clamp(f32::MIN, f32::MAX);
             }
         }
         Ok(())
@@ -132,6 +136,8 @@ mod tests {
     fn a_penalty_that_overflows_stays_finite() {
         let penalties = Penalties { repetition: 1e-38, presence: -f32::MAX, frequency: 0.0, last_n: None };
         assert_eq!(scores(&penalties, &[100.0, 0.0], &[0]).unwrap()[0], f32::MAX);
+        let masked = scores(&penalties, &[f32::NEG_INFINITY, 0.0], &[0]).unwrap();
+        assert_eq!(masked[0], f32::NEG_INFINITY);
     }
 
     #[test]

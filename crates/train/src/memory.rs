@@ -31,7 +31,8 @@ mod tests {
 
     #[test]
     fn the_peak_is_at_least_what_is_resident() {
-        let (peak, now) = (peak_resident().unwrap_or(0), resident().unwrap_or(0));
-        assert!(now > 0 && peak >= now && available().is_some());
+        // Other tests allocate meanwhile, and the system counts in batches: some slack.
+        let (now, peak) = (resident().unwrap_or(0), peak_resident().unwrap_or(0));
+        assert!(now > 0 && peak + (8 << 20) >= now && available().is_some(), "{now} resident, {peak} at the peak");
     }
 }
