@@ -25,7 +25,7 @@ pub enum Error {
         /// What is wrong with its value, and a working one.
         reason: String,
     },
-    /// An architecture that is not implemented.
+    /// An architecture that no family here has.
     #[error("{at}architecture `{name}` is not supported; the nearest is `{nearest}`; supported are: {supported}")]
     Architecture {
         /// File and a separator, or empty where there is no file.
