@@ -81,11 +81,11 @@ const MODELS_AND_DATA: &[Case] = &[
     (
         "data of a kind that is not text",
         "tallow pretrain run.toml --set \"data.train=['binary.toml']\"",
-        1,
+        2,
         "binary.toml",
     ),
     ("a damaged shard", "tallow pretrain run.toml --set \"data.train=['damaged']\"", 1, "damaged"),
-    ("an empty text", "tallow pretrain run.toml --set \"data.train=['empty.txt']\"", 1, "empty.txt: empty"),
+    ("an empty text", "tallow pretrain run.toml --set \"data.train=['empty.txt']\"", 2, "empty.txt: empty"),
     ("no such tokenizer", "tallow pretrain run.toml --set tokenizer.path=absent.json", 2, "absent.json"),
     ("a tokenizer that is no tokenizer", "tallow pretrain run.toml --set tokenizer.path=broken.toml", 1, "broken.toml"),
     (

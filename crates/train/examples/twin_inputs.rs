@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use tallow_data::{Batch, IGNORE_INDEX};
-use tallow_train::{PrepareRun, Run, RunConfig};
+use tallow_train::{PrepareRun, Run, RunConfig, TrainDtype};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -27,8 +27,11 @@ fn main() -> Result<()> {
     let config = RunConfig::load(&path, &args.collect::<Vec<_>>())?;
     let base = path.parent().unwrap_or(Path::new("")).to_path_buf();
     let run = Run::prepare(config, &base, PrepareRun { resume: true, ..PrepareRun::default() })?;
-    std::fs::create_dir_all(&out)?;
     let resolved = run.resolved.clone();
+    if resolved.run.objective.z_loss != 0.0 || resolved.run.train.dtype != TrainDtype::F32 {
+        return Err("the twin knows neither z_loss nor bf16: set objective.z_loss=0 and train.dtype=f32".into());
+    }
+    std::fs::create_dir_all(&out)?;
     let (rows, context) = (resolved.run.train.batch_size, resolved.run.data.context_length);
 
     let mut train = Lists::default();

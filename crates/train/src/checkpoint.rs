@@ -41,6 +41,9 @@ pub struct TrainState {
     pub best_loss: Option<f64>,
     /// See `best_loss`.
     pub best_step: Option<u64>,
+    /// What `best_loss` is the loss of: a loss of other text is not to be compared with it.
+    #[serde(default)]
+    pub scored_on: Option<String>,
     /// What the anomaly detector has seen.
     pub anomaly: Option<AnomalyDetector>,
     /// Seconds of training before this process.
@@ -57,6 +60,7 @@ impl TrainState {
             loader: loader.state(0),
             best_loss: None,
             best_step: None,
+            scored_on: None,
             anomaly: None,
             elapsed_before: 0.0,
         }

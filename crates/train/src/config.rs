@@ -382,7 +382,8 @@ impl RunConfig {
 
     /// A path of the run file, relative to the directory `base` of that file.
     pub(crate) fn at(base: &Path, path: &Path) -> PathBuf {
-        base.join(path)
+        // Without the `.` of an output that is the run file's own folder.
+        base.join(path).components().collect()
     }
 }
 

@@ -3,14 +3,16 @@
 //! The drawing needs nothing but an SVG viewer, is the same to the byte for the same numbers, and has its own card
 //! behind it that follows the reader's light or dark setting.
 
+mod history;
 mod letters;
 mod svg;
 
 use std::io;
 use std::path::Path;
 
-use crate::metrics::{Record, write_atomic};
+use crate::metrics::write_atomic;
 
+pub use history::CurveHistory;
 pub use letters::{ascii_curve, sparkline};
 pub use svg::curve_svg;
 
@@ -28,22 +30,6 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// The curve of a run's metrics. Steps that were skipped are left out.
-    pub fn from_records(title: &str, records: &[Record]) -> Self {
-        let mut curve = Self { title: title.into(), ..Self::default() };
-        for record in records {
-            match record {
-                Record::Step(r) if !r.skipped => curve.train.push((r.step, r.loss)),
-                Record::Step(_) => {}
-                Record::Eval(r) => {
-                    curve.valid.push((r.step, r.valid_loss));
-                    curve.bits_per_byte_per_nat = Some(r.bits_per_byte / r.valid_loss);
-                }
-            }
-        }
-        curve
-    }
-
     /// Writes [`curve_svg`] of it to `path`, whole or not at all.
     ///
     /// # Errors
@@ -85,7 +71,6 @@ fn smooth(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::EvalRecord;
 
     /// A loss that falls from about 9 to about 3.3, with a fixed ripple.
     pub(super) fn falling(count: u64) -> Vec<(u64, f64)> {
@@ -112,13 +97,6 @@ mod tests {
         let rough = |p: &[(u64, f64)]| p[500..].windows(2).map(|w| (w[1].1 - w[0].1).abs()).sum::<f64>();
         assert!(rough(&smoothed) < 0.1 * rough(&points));
         assert_eq!(smooth(&[(1, 2.0), (2, 3.0)]), [(1, 2.0), (2, 3.0)]);
-    }
-
-    #[test]
-    fn records_become_a_curve() {
-        let eval = EvalRecord { step: 10, valid_loss: 2.0, bits_per_byte: 0.8, perplexity: 7.4, tokens: 5 };
-        let curve = Curve::from_records("t", &[Record::Eval(eval)]);
-        assert_eq!((curve.valid.as_slice(), curve.bits_per_byte_per_nat), ([(10, 2.0)].as_slice(), Some(0.4)));
     }
 
     #[test]

@@ -33,6 +33,12 @@ impl Validation {
         Self { dataset, context_length, max_tokens }
     }
 
+    /// Says which text is scored: losses of validations that differ in it are not to be compared.
+    pub fn identity(&self) -> String {
+        let Self { dataset, context_length, max_tokens } = self;
+        format!("{} rows of {context_length}, at most {max_tokens} tokens", dataset.fingerprint())
+    }
+
     /// Scores every target once, `rows` rows at once.
     ///
     /// # Errors

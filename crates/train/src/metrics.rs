@@ -239,8 +239,16 @@ fn keep_up_to(path: &Path, step: u64) -> Result<(), MetricsError> {
 /// If the file cannot be read, or another line is not a record.
 pub fn read_metrics(path: &Path) -> Result<Vec<Record>, MetricsError> {
     let mut records = Vec::new();
-    each_line(path, |_, record| records.push(record))?;
+    for_each_record(path, |record| records.push(record))?;
     Ok(records)
+}
+
+/// Gives `take` the records of [`read_metrics`] one by one.
+///
+/// # Errors
+/// As [`read_metrics`].
+pub fn for_each_record(path: &Path, mut take: impl FnMut(Record)) -> Result<(), MetricsError> {
+    each_line(path, |_, record| take(record))
 }
 
 fn each_line(path: &Path, mut take: impl FnMut(&[u8], Record)) -> Result<(), MetricsError> {

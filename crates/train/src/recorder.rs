@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::curve::Curve;
-use crate::metrics::{METRICS_FILE, MetricsLog, Record, read_metrics};
+use crate::curve::{Curve, CurveHistory};
+use crate::metrics::{METRICS_FILE, MetricsLog, Record, for_each_record};
 use crate::tensorboard::EventLog;
 use crate::trainer::{Event, Observer};
 use crate::{Error, Result};
@@ -13,8 +13,7 @@ pub struct Recorder {
     dir: PathBuf,
     metrics: MetricsLog,
     events: EventLog,
-    title: String,
-    records: Vec<Record>,
+    history: CurveHistory,
 }
 
 impl Recorder {
@@ -26,16 +25,16 @@ impl Recorder {
     pub fn open(dir: &Path, title: &str, resume_at_step: Option<u64>) -> Result<Self> {
         let metrics = MetricsLog::open(dir, resume_at_step)?;
         let events = EventLog::open(dir, resume_at_step).map_err(|e| Error::io(dir, e))?;
-        let records = match resume_at_step {
-            Some(_) => read_metrics(&dir.join(METRICS_FILE))?,
-            None => vec![],
-        };
-        Ok(Self { dir: dir.to_path_buf(), metrics, events, title: title.into(), records })
+        let mut history = CurveHistory::new(title);
+        if resume_at_step.is_some() {
+            for_each_record(&dir.join(METRICS_FILE), |record| history.push(&record))?;
+        }
+        Ok(Self { dir: dir.to_path_buf(), metrics, events, history })
     }
 
-    /// Every step and validation so far.
-    pub fn records(&self) -> &[Record] {
-        &self.records
+    /// The curve so far.
+    pub fn curve(&self) -> Curve {
+        self.history.curve()
     }
 
     /// Draws `curve.svg` of what there is.
@@ -44,7 +43,7 @@ impl Recorder {
     /// If the file cannot be written.
     pub fn draw(&self) -> Result<()> {
         let path = self.dir.join("curve.svg");
-        Curve::from_records(&self.title, &self.records).write(&path).map_err(|e| Error::io(&path, e))
+        self.curve().write(&path).map_err(|e| Error::io(&path, e))
     }
 }
 
@@ -54,18 +53,18 @@ impl Observer for Recorder {
             Event::Step(record) => {
                 self.metrics.step(record)?;
                 self.events.step(record).map_err(|e| Error::io(self.events.path(), e))?;
-                self.records.push(Record::Step(record.clone()));
+                self.history.push(&Record::Step(record.clone()));
             }
             Event::Eval(record) => {
                 self.metrics.eval(record)?;
                 self.events.eval(record).map_err(|e| Error::io(self.events.path(), e))?;
-                self.records.push(Record::Eval(record.clone()));
+                self.history.push(&Record::Eval(record.clone()));
                 self.draw()?;
             }
             Event::RolledBack(step) => {
                 self.metrics = MetricsLog::open(&self.dir, Some(step))?;
                 self.events = EventLog::open(&self.dir, Some(step)).map_err(|e| Error::io(&self.dir, e))?;
-                self.records.retain(|record| record.step() <= step);
+                self.history.back_to(step);
             }
             Event::Saving => self.metrics.sync()?,
             Event::Saved(_) | Event::Notice(_) => {}

@@ -221,6 +221,7 @@ fn open_data(
     tokenizer: Option<&Tokenizer>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<TokenDataset> {
+    use tallow_data::Error as E;
     let mut dirs = vec![];
     let mut raw = vec![];
     for path in paths {
@@ -255,6 +256,12 @@ fn open_data(
                 last = Some(Instant::now());
                 progress(&format!("preparing {key}: {} documents, {}", p.documents, format_bytes(p.bytes)));
             }
+        })
+        .map_err(|error| match error {
+            E::UnknownExtension { .. } | E::NothingReadable { .. } | E::NoDocuments { .. } => {
+                Error::config(key, shown(paths), error.to_string())
+            }
+            error => error.into(),
         })?;
         dirs.push(prepared);
     }

