@@ -52,6 +52,22 @@ simd_fn! {
 }
 
 simd_fn! {
+    fn add_assign_chunk[T: Element](s, sum: &mut [T], x: &[T]) {
+        let (mut x, mut sum) = (&x[..sum.len()], sum);
+        while sum.len() >= S::LANES {
+            let total = s.add(T::load(s, sum), T::load(s, x));
+            T::store(s, total, sum);
+            x = &x[S::LANES..];
+            sum = &mut sum[S::LANES..];
+        }
+        if !sum.is_empty() {
+            let total = s.add(T::load_part(s, sum), T::load_part(s, x));
+            T::store_part(s, total, sum);
+        }
+    }
+}
+
+simd_fn! {
     fn map3_to_2_chunk[T: Element, F: Map3To2](s, f: F, abc: [&[T]; 3], out0: &mut [T], out1: &mut [T]) {
         let [mut a, mut b, mut c] = abc.map(|x| &x[..out0.len()]);
         let (mut out0, mut out1) = (out0, out1);
@@ -112,4 +128,68 @@ impl Map2 for Add {
 /// If the lengths differ.
 pub fn add<T: Element>(level: Level, a: &[T], b: &[T], out: &mut [T]) {
     map2(level, Add, a, b, out);
+}
+
+/// `sum[i] += x[i]`, added in f32 and rounded once.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add_assign<T: Element>(level: Level, sum: &mut [T], x: &[T]) {
+    assert_eq!(sum.len(), x.len());
+    sum.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(sum, x)| add_assign_chunk(level, sum, x));
+}
+
+/// Columns `from..from + len` of every row of `out` (rows of `row` values) from the rows of `x` (of `len` values). The
+/// other columns become zero, unless `add`: then `x` is added to its columns and the others stay.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn scatter_columns<T: Element>(x: &[T], (row, from, len): (usize, usize, usize), add: bool, out: &mut [T]) {
+    assert!(from + len <= row && x.len() * row == out.len() * len);
+    if len == 0 {
+        if !add {
+            out.fill(T::ZERO);
+        }
+        return;
+    }
+    let rows = (CHUNK / row).max(1);
+    out.par_chunks_mut(rows * row).zip(x.par_chunks(rows * len)).for_each(|(out, x)| {
+        for (out, x) in out.chunks_exact_mut(row).zip(x.chunks_exact(len)) {
+            if add {
+                let columns = out[from..from + len].iter_mut().zip(x);
+                columns.for_each(|(y, x)| *y = T::from_f32(y.to_f32() + x.to_f32()));
+            } else {
+                out[..from].fill(T::ZERO);
+                out[from..from + len].copy_from_slice(x);
+                out[from + len..].fill(T::ZERO);
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_set_with_zeros_around_or_added_to() {
+        let x: Vec<f32> = (0..6).map(|i| i as f32 + 1.0).collect();
+        let mut out = vec![f32::NAN; 15];
+        scatter_columns(&x, (5, 1, 2), false, &mut out);
+        assert_eq!(out, [0., 1., 2., 0., 0., 0., 3., 4., 0., 0., 0., 5., 6., 0., 0.]);
+        scatter_columns(&x, (5, 2, 2), true, &mut out);
+        assert_eq!(out, [0., 1., 3., 2., 0., 0., 3., 7., 4., 0., 0., 5., 11., 6., 0.]);
+    }
+
+    #[test]
+    fn sums_are_those_of_add() {
+        for n in [1, 7, 16, 33, CHUNK + 5] {
+            let x: Vec<f32> = (0..n).map(|i| (i as f32).sin()).collect();
+            let mut sum: Vec<f32> = (0..n).map(|i| (i as f32).cos()).collect();
+            let mut want = vec![0.0; n];
+            add(crate::simd::level(), &sum, &x, &mut want);
+            add_assign(crate::simd::level(), &mut sum, &x);
+            assert_eq!(sum, want);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use tallow_nn::{ForwardContext, Result};
-use tallow_ops::{CrossEntropy, CrossEntropyOptions, Weight, linear, linear_cross_entropy};
+use tallow_ops::{CrossEntropy, CrossEntropyOptions, Weight, linear, linear_cross_entropy, reshape};
 
 use crate::Shape;
 
@@ -69,7 +69,7 @@ pub trait Decoder: Send + Sync {
         if targets.dims() != [b, t] {
             Err(candle_core::Error::msg(format!("targets {:?} do not match x {:?}", targets.dims(), x.dims())))?;
         }
-        let x = self.final_norm(x)?.reshape((b * t, c))?;
+        let x = reshape(&self.final_norm(x)?, (b * t, c))?;
         Ok(linear_cross_entropy(&x, self.head(), &targets.flatten_all()?, options)?)
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use tallow_ops::{RopeLayout, RopeTable, attention, rope};
+use tallow_ops::{RopeLayout, RopeTable, attention, reshape, rope};
 
 use crate::{ForwardContext, Result};
 
@@ -34,16 +34,14 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `q [b, t, h * d]`, `k, v [b, t, g * d]` -> `[b, t, h * d]`.
+    /// `q [b, t, h, d]`, `k, v [b, t, g, d]`, views with contiguous channels as well -> `[b, t, h * d]`.
     ///
     /// # Errors
     /// If the shapes do not fit, a position is past the rotary table, or the cache is full.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
-        let (b, t, _) = q.dims3()?;
-        let AttentionConfig { num_heads: h, num_kv_heads: g, head_dim: d, scale } = self.config;
-        let mut q_bthd = q.reshape((b, t, h, d))?;
-        let mut k_btgd = k.reshape((b, t, g, d))?;
-        let mut v_btgd = v.reshape((b, t, g, d))?;
+        let (b, t, _, _) = q.dims4()?;
+        let AttentionConfig { num_heads: h, head_dim: d, scale, .. } = self.config;
+        let (mut q_bthd, mut k_btgd, mut v_btgd) = (q.clone(), k.clone(), v.clone());
         if let Some(table) = &self.rope {
             q_bthd = rope(&q_bthd, table, &cx.positions, RopeLayout::Half)?;
             k_btgd = rope(&k_btgd, table, &cx.positions, RopeLayout::Half)?;
@@ -52,6 +50,6 @@ impl Attention {
             (k_btgd, v_btgd) = cache.append(self.layer, &k_btgd, &v_btgd)?;
         }
         let y_bthd = attention(&q_bthd, &k_btgd, &v_btgd, &cx.ranges, scale)?;
-        Ok(y_bthd.reshape((b, t, h * d))?)
+        Ok(reshape(&y_bthd, (b, t, h * d))?)
     }
 }

@@ -1,13 +1,15 @@
 //! [`silu`], [`swiglu`], [`gelu`], [`relu`]: backward recomputes from the inputs.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Result, Tensor};
 use tallow_kernels::activation::{self as kernels, Activation};
 use tallow_kernels::memory::unspecified;
 use tallow_kernels::simd;
 
-use crate::operand::{Scalar, check_dtype, check_same, on_cpu, slice, view, with_dtype};
+use crate::gradients::{Backward, Gradients, Saved, size};
+use crate::operand::{Scalar, check_dtype, check_same, on_cpu, view, with_dtype};
 use crate::reference;
+use crate::tape::{composed_of, dense, finish};
+use crate::trace::{self, Cost};
 
 /// Which GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,10 +52,14 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 
 fn elementwise(x: &Tensor, f: Activation) -> Result<Tensor> {
     check_dtype("activation", x.dtype())?;
+    let op = Elementwise { f, size: size(x) };
     if !on_cpu(x) {
-        return reference::activation(x, f);
+        return composed_of(op.name(), &[x], |x| reference::activation(&x[0], f));
     }
-    x.contiguous()?.apply_op1(Elementwise { f })
+    let x = dense(x)?;
+    let _span = trace::op(op.name(), || Cost::bytes(2 * op.size));
+    let y = with_dtype!(op.name(), x.dtype(), T => op.forward::<T>(&x))?;
+    finish(op, &[&x], y, x.shape().clone())
 }
 
 /// `silu(gate) * up` elementwise (SwiGLU, Shazeer 2020); both `[..]` of the same shape, f32 or bf16.
@@ -63,16 +69,31 @@ fn elementwise(x: &Tensor, f: Activation) -> Result<Tensor> {
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     check_same("swiglu", gate, up)?;
     if !on_cpu(gate) {
-        return reference::swiglu(gate, up);
+        return composed_of("swiglu", &[gate, up], |x| reference::swiglu(&x[0], &x[1]));
     }
-    gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
+    let (gate, up) = (dense(gate)?, dense(up)?);
+    let op = SwiGlu { size: size(&gate) };
+    let _span = trace::op("swiglu", || Cost::bytes(3 * op.size));
+    let y = with_dtype!("swiglu", gate.dtype(), T => swiglu_forward::<T>(&gate, &up))?;
+    finish(op, &[&gate, &up], y, gate.shape().clone())
 }
 
 struct Elementwise {
     f: Activation,
+    /// Bytes of the input.
+    size: usize,
 }
 
-impl CustomOp1 for Elementwise {
+impl Elementwise {
+    fn forward<T: Scalar>(&self, x: &Tensor) -> Result<CpuStorage> {
+        let (xs, xl) = x.storage_and_layout();
+        let mut out = unspecified(x.elem_count());
+        kernels::activation(simd::level(), self.f, view::<T>(&xs, xl)?, &mut out);
+        Ok(T::into_storage(out))
+    }
+}
+
+impl Backward for Elementwise {
     fn name(&self) -> &'static str {
         match self.f {
             Activation::Silu => "silu",
@@ -82,73 +103,59 @@ impl CustomOp1 for Elementwise {
         }
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn run<T: Scalar>(f: Activation, storage: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
-            let x = slice::<T>(storage, layout)?;
-            let mut out = unspecified(x.len());
-            kernels::activation(simd::level(), f, x, &mut out);
-            Ok(T::to_cpu_storage_owned(out))
-        }
-        let out = with_dtype!(self.name(), storage.dtype(), T => run::<T>(self.f, storage, layout))?;
-        Ok((out, layout.shape().clone()))
+    fn cost(&self) -> Cost {
+        Cost::bytes(3 * self.size)
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        if !x.track_op() {
-            return Ok(None);
+    fn backward(&self, saved: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        if !grads.wants(0) {
+            return Ok(());
         }
-        x.apply_op2_no_bwd(&dy.contiguous()?, &ElementwiseBackward { f: self.f }).map(Some)
+        let x = &saved.inputs[0];
+        with_dtype!(self.name(), x.dtype(), T => {
+            let ((xs, xl), (ds, dl)) = (x.storage_and_layout(), dy.storage_and_layout());
+            let mut dx = unspecified::<T>(x.elem_count());
+            kernels::activation_backward(simd::level(), self.f, view(&xs, xl)?, view(&ds, dl)?, &mut dx);
+            grads.give(0, dx, x.shape())
+        })
     }
 }
 
-struct ElementwiseBackward {
-    f: Activation,
+fn swiglu_forward<T: Scalar>(gate: &Tensor, up: &Tensor) -> Result<CpuStorage> {
+    let ((gs, gl), (us, ul)) = (gate.storage_and_layout(), up.storage_and_layout());
+    let mut out = unspecified(gate.elem_count());
+    kernels::swiglu(simd::level(), view::<T>(&gs, gl)?, view(&us, ul)?, &mut out);
+    Ok(T::into_storage(out))
 }
 
-impl CustomOp2 for ElementwiseBackward {
-    fn name(&self) -> &'static str {
-        "activation-backward"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn run<T: Scalar>(f: Activation, x: &[T], dy: &[T]) -> CpuStorage {
-            let mut dx = unspecified(x.len());
-            kernels::activation_backward(simd::level(), f, x, dy, &mut dx);
-            T::to_cpu_storage_owned(dx)
-        }
-        let dx = with_dtype!(self.name(), s1.dtype(), T => run::<T>(self.f, slice(s1, l1)?, slice(s2, l2)?));
-        Ok((dx, l1.shape().clone()))
-    }
+struct SwiGlu {
+    /// Bytes of one operand.
+    size: usize,
 }
 
-struct SwiGlu;
-
-impl CustomOp2 for SwiGlu {
+impl Backward for SwiGlu {
     fn name(&self) -> &'static str {
         "swiglu"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn run<T: Scalar>(gate: &[T], up: &[T]) -> CpuStorage {
-            let mut out = unspecified(gate.len());
-            kernels::swiglu(simd::level(), gate, up, &mut out);
-            T::to_cpu_storage_owned(out)
-        }
-        let out = with_dtype!(self.name(), s1.dtype(), T => run::<T>(slice(s1, l1)?, slice(s2, l2)?));
-        Ok((out, l1.shape().clone()))
+    fn cost(&self) -> Cost {
+        Cost::bytes(5 * self.size)
     }
 
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let (dgate, dup) = with_dtype!(self.name(), gate.dtype(), T => swiglu_backward::<T>(gate, up, &dy))?;
-        Ok((gate.track_op().then_some(dgate), up.track_op().then_some(dup)))
+    fn backward(&self, saved: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        let [gate, up] = saved.inputs else { candle_core::bail!("swiglu: backward without its operands") };
+        with_dtype!(self.name(), gate.dtype(), T => {
+            let ((gs, gl), (us, ul), (ds, dl)) =
+                (gate.storage_and_layout(), up.storage_and_layout(), dy.storage_and_layout());
+            let (mut dgate, mut dup) = (unspecified::<T>(gate.elem_count()), unspecified::<T>(gate.elem_count()));
+            let (g, u, d) = (view(&gs, gl)?, view(&us, ul)?, view(&ds, dl)?);
+            kernels::swiglu_backward(simd::level(), g, u, d, &mut dgate, &mut dup);
+            for (i, dx) in [dgate, dup].into_iter().enumerate() {
+                if grads.wants(i) {
+                    grads.give(i, dx, gate.shape())?;
+                }
+            }
+            Ok(())
+        })
     }
-}
-
-fn swiglu_backward<T: Scalar>(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-    let ((gs, gl), (us, ul), (ds, dl)) = (gate.storage_and_layout(), up.storage_and_layout(), dy.storage_and_layout());
-    let (mut dgate, mut dup) = (unspecified(gate.elem_count()), unspecified(gate.elem_count()));
-    let (g, u, d) = (view::<T>(&gs, gl)?, view(&us, ul)?, view(&ds, dl)?);
-    kernels::swiglu_backward(simd::level(), g, u, d, &mut dgate, &mut dup);
-    Ok((Tensor::from_vec(dgate, gate.shape(), gate.device())?, Tensor::from_vec(dup, gate.shape(), gate.device())?))
 }

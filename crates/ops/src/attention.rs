@@ -1,14 +1,17 @@
 //! [`attention`] in tiles, and [`KeyRanges`], its only kind of mask.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use tallow_kernels::attention::{Heads, Inputs, Saved, Sizes, attention_backward, attention_forward};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+use tallow_kernels::attention::{self as kernels, Heads, Inputs, Sizes, attention_backward, attention_forward};
+use tallow_kernels::memory::unspecified;
 use tallow_kernels::simd;
 
+use crate::gradients::{Backward, Gradients, Saved, Saves};
 use crate::operand::{Scalar, check_dtype, on_cpu, with_dtype};
 use crate::reference;
+use crate::tape::{composed_of, dense, finish};
+use crate::trace::{self, Cost};
 
 /// For each query the one contiguous range of keys `[lo, hi)` that it sees: covers causal attention, packed documents,
 /// sliding windows, padding, decoding with a cache, and full attention.
@@ -145,10 +148,16 @@ fn check_size(b: usize, t: usize) -> Result<()> {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &Arc<KeyRanges>, scale: f64) -> Result<Tensor> {
     let sizes = check(q, k, v, ranges)?;
     if !on_cpu(q) {
-        return reference::attention(q, k, v, ranges, scale);
+        return composed_of("attention", &[q, k, v], |x| reference::attention(&x[0], &x[1], &x[2], ranges, scale));
     }
     let [q, k, v] = [q, k, v].map(dense_channels);
-    q?.apply_op3(&k?, &v?, Attention { sizes, ranges: ranges.clone(), scale: scale as f32, lse: OnceLock::new() })
+    let (q, k, v) = (q?, k?, v?);
+    let mut op =
+        Attention { sizes, ranges: ranges.clone(), scale: scale as f32, lse: vec![], size: q.dtype().size_in_bytes() };
+    let _span = trace::op("attention", || op.forward_cost());
+    let (y, lse) = with_dtype!("attention", q.dtype(), T => op.forward::<T>([&q, &k, &v]))?;
+    op.lse = lse;
+    finish(op, &[&q, &k, &v], y, q.shape().clone())
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges) -> Result<Sizes> {
@@ -169,18 +178,22 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, ranges: &KeyRanges) -> Result<Sizes
 
 /// As it is if the last dimension is contiguous (strides elsewhere are fine), else copied.
 fn dense_channels(x: &Tensor) -> Result<Tensor> {
-    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
+    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { dense(x) }
 }
 
 struct Attention {
     sizes: Sizes,
     ranges: Arc<KeyRanges>,
     scale: f32,
-    lse: OnceLock<Vec<f32>>,
+    /// Log-sum-exp of each query's logits, `[b, h, tq]`.
+    lse: Vec<f32>,
+    /// Bytes of an element.
+    size: usize,
 }
 
 /// The rows of an operand where they lie.
-fn heads<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<Heads<'a, T>> {
+fn heads<'a, T: Scalar>(storage: &'a Storage, layout: &Layout) -> Result<Heads<'a, T>> {
+    let Storage::Cpu(storage) = storage else { bail!("attention: recorded on the CPU, but an operand lies elsewhere") };
     let data = &T::cpu_storage_as_slice(storage)?[layout.start_offset()..];
     let (dims, strides) = (layout.dims(), layout.stride());
     Heads::new(data, [dims[0], dims[1], dims[2], dims[3]], [strides[0], strides[1], strides[2]])
@@ -188,72 +201,69 @@ fn heads<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<Head
 }
 
 impl Attention {
+    /// Multiply-adds of one of the products over all pairs that are seen.
+    fn pair_work(&self) -> f64 {
+        self.ranges.pairs() as f64 * (self.sizes.h * self.sizes.d) as f64
+    }
+
+    fn forward_cost(&self) -> Cost {
+        let Sizes { b, tq, tk, h, g, d } = self.sizes;
+        Cost { flops: 4.0 * self.pair_work(), bytes: (self.size * b * d * (2 * tq * h + 2 * tk * g)) as f64 }
+    }
+
     fn inputs<'a, T: Scalar>(&'a self, [q, k, v]: [Heads<'a, T>; 3]) -> Inputs<'a, T> {
         Inputs { sizes: self.sizes, q, k, v, lo: self.ranges.lo(), hi: self.ranges.hi(), scale: self.scale }
     }
 
-    fn forward<T: Scalar>(&self, [q, k, v]: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
+    fn forward<T: Scalar>(&self, inputs: [&Tensor; 3]) -> Result<(CpuStorage, Vec<f32>)> {
         let Sizes { b, tq, h, d, .. } = self.sizes;
         let (mut out, mut lse) = (vec![T::ZERO; b * tq * h * d], vec![0.0; b * h * tq]);
-        let inputs = self.inputs([heads::<T>(q.0, q.1)?, heads(k.0, k.1)?, heads(v.0, v.1)?]);
+        let [q, k, v] = inputs.map(Tensor::storage_and_layout);
+        let inputs = self.inputs([heads::<T>(&q.0, q.1)?, heads(&k.0, k.1)?, heads(&v.0, v.1)?]);
         attention_forward(simd::level(), &inputs, &mut out, &mut lse);
-        // Set twice only if candle ran the op twice, with the same result.
-        let _ = self.lse.set(lse);
-        Ok(T::to_cpu_storage_owned(out))
+        Ok((T::into_storage(out), lse))
     }
 
-    fn backward<T: Scalar>(&self, inputs: [&Tensor; 3], out: &Tensor, dout: &Tensor) -> Result<[Tensor; 3]> {
-        let Some(lse) = self.lse.get() else { bail!("attention: backward without a forward pass") };
-        let [q, k, v] = inputs;
-        let held = [q, k, v, out, dout].map(Tensor::storage_and_layout);
-        let mut views = Vec::with_capacity(held.len());
-        for (storage, layout) in &held {
-            match &**storage {
-                candle_core::Storage::Cpu(storage) => views.push(heads::<T>(storage, layout)?),
-                _ => bail!("attention: recorded on the CPU, but an operand lies elsewhere"),
+    fn gradients<T: Scalar>(
+        &self,
+        inputs: [&Tensor; 3],
+        out: &Tensor,
+        dout: &Tensor,
+        grads: &mut Gradients<'_>,
+    ) -> Result<()> {
+        let [q, k, v, o, d] = [inputs[0], inputs[1], inputs[2], out, dout].map(Tensor::storage_and_layout);
+        let saved = kernels::Saved { out: heads::<T>(&o.0, o.1)?, dout: heads(&d.0, d.1)?, lse: &self.lse };
+        let [mut dq, mut dk, mut dv] = inputs.map(|x| unspecified::<T>(x.elem_count()));
+        let operands = self.inputs([heads(&q.0, q.1)?, heads(&k.0, k.1)?, heads(&v.0, v.1)?]);
+        attention_backward(simd::level(), &operands, &saved, &mut dq, &mut dk, &mut dv);
+        for (i, (dx, x)) in [dq, dk, dv].into_iter().zip(inputs).enumerate() {
+            if grads.wants(i) {
+                grads.give(i, dx, x.shape())?;
             }
         }
-        let saved = Saved { out: views[3], dout: views[4], lse };
-        let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![T::ZERO; x.elem_count()]);
-        let inputs = self.inputs([views[0], views[1], views[2]]);
-        attention_backward(simd::level(), &inputs, &saved, &mut dq, &mut dk, &mut dv);
-        let device = q.device();
-        Ok([
-            Tensor::from_vec(dq, q.shape(), device)?,
-            Tensor::from_vec(dk, k.shape(), device)?,
-            Tensor::from_vec(dv, v.shape(), device)?,
-        ])
+        Ok(())
     }
 }
 
-impl CustomOp3 for Attention {
+impl Backward for Attention {
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        ql: &Layout,
-        k: &CpuStorage,
-        kl: &Layout,
-        v: &CpuStorage,
-        vl: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let out = with_dtype!(self.name(), q.dtype(), T => self.forward::<T>([(q, ql), (k, kl), (v, vl)]))?;
-        Ok((out, ql.shape().clone()))
+    fn saves(&self) -> Saves {
+        Saves::InputsAndOutput
     }
 
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        out: &Tensor,
-        dout: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dout = dense_channels(dout)?;
-        let [dq, dk, dv] = with_dtype!(self.name(), q.dtype(), T => self.backward::<T>([q, k, v], out, &dout))?;
-        Ok((q.track_op().then_some(dq), k.track_op().then_some(dk), v.track_op().then_some(dv)))
+    fn cost(&self) -> Cost {
+        let Sizes { b, tq, tk, h, g, d } = self.sizes;
+        let elements = b * d * (4 * tq * h + 4 * tk * g);
+        Cost { flops: 10.0 * self.pair_work(), bytes: (self.size * elements) as f64 }
+    }
+
+    fn backward(&self, saved: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        let ([q, k, v], Some(out)) = (saved.inputs, saved.output) else {
+            bail!("attention: backward without its operands and its result")
+        };
+        with_dtype!(self.name(), q.dtype(), T => self.gradients::<T>([q, k, v], out, dy, grads))
     }
 }

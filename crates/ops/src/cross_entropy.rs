@@ -1,12 +1,15 @@
 //! [`linear_cross_entropy`]: head and loss in one, without logits of tokens x vocabulary; [`logprobs_top`] likewise.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use tallow_kernels::cross_entropy::{self as kernels, Rows};
 use tallow_kernels::memory::unspecified;
 use tallow_kernels::simd;
 
-use crate::operand::{Scalar, check_dtype, composed, mutate, on_cpu, operand, view, with_dtype};
+use crate::gradients::{Backward, Gradients, Saved, Saves};
+use crate::operand::{Scalar, check_dtype, composed, mutate, on_cpu, view, with_dtype};
+use crate::tape::{composed_of, dense, finish, is_tracked};
+use crate::trace::{self, Cost};
 use crate::{Weight, reference};
 
 /// The target of a position that predicts nothing.
@@ -67,11 +70,24 @@ pub fn linear_cross_entropy(
     let ids = targets.to_vec1::<u32>()?;
     check_targets(&ids, v, options.ignore_index)?;
     if !on_cpu(x) {
-        return reference::linear_cross_entropy(x, &composed(weight)?, targets, options);
+        let mut made = None;
+        let loss = composed_of("linear-cross-entropy", &[x], |x| {
+            let CrossEntropy { loss, nll_sum, num_targets } =
+                reference::linear_cross_entropy(&x[0], &composed(weight)?, targets, options)?;
+            made = Some((nll_sum, num_targets));
+            Ok(loss)
+        })?;
+        let (nll_sum, num_targets) = made.unwrap_or_default();
+        return Ok(CrossEntropy { loss, nll_sum, num_targets });
     }
     let chunk = options.chunk.unwrap_or_else(|| chunk_rows(v)).clamp(1, n.max(1));
     let job = Job { n, c, v, targets: &ids, chunk, options };
-    let x = x.contiguous()?;
+    let x = dense(x)?;
+    let _span = trace::op("linear-cross-entropy", || {
+        let products = if is_tracked(&x) || weight.needs_grad() { 6.0 } else { 2.0 };
+        let size = x.dtype().size_in_bytes();
+        Cost { flops: products * (n * c) as f64 * v as f64, bytes: (2 * size * n * c + (size + 8) * v * c) as f64 }
+    });
     with_dtype!("linear_cross_entropy", x.dtype(), T => job.run::<T>(&x, weight))
 }
 
@@ -134,7 +150,7 @@ impl Job<'_> {
         let value = weight.value().detach().contiguous()?;
         let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), value.storage_and_layout());
         let (x_values, w_values) = (view::<T>(&xs, xl)?, view::<T>(&ws, wl)?);
-        let mut dx = x.track_op().then(|| unspecified(self.n * self.c));
+        let mut dx = is_tracked(x).then(|| unspecified(self.n * self.c));
         let (sums, dw) = match (weight.needs_grad(), weight.grad()) {
             (true, Some(slot)) if !weight.value().track_op() => {
                 let sums = mutate(slot, |dw| Ok(self.chunks(x_values, w_values, dx.as_deref_mut(), Some(dw))))?;
@@ -148,12 +164,12 @@ impl Job<'_> {
         };
         let value = self.options.scale * (sums.nll + self.options.z_loss * sums.lse_squares);
         let op = Loss {
-            value: value as f32,
+            weight: weight.clone(),
             dx: dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?,
-            dw: dw.map(|dw| Tensor::from_vec(dw, weight.shape(), x.device())?.to_dtype(T::DTYPE)).transpose()?,
+            dw,
             slot_is_added_to: weight.grad().is_some() && weight.needs_grad(),
         };
-        let loss = x.apply_op2(operand(weight), op)?;
+        let loss = finish(op, &[x], CpuStorage::F32(vec![value as f32]), ())?;
         Ok(CrossEntropy { loss, nll_sum: sums.nll, num_targets: sums.targets })
     }
 
@@ -181,7 +197,7 @@ impl Job<'_> {
             let rows_of = Rows { level, v, targets, ignore: options.ignore_index, losses, factors };
             let g = T::logit_gradients(&rows_of, logits, &mut rounded);
             if let Some(dx) = dx.as_deref_mut() {
-                T::nn(rows, c, v, g, w, &mut dx[start * c..][..rows * c]);
+                T::nn(rows, c, v, g, w, &mut dx[start * c..][..rows * c], false);
             }
             if let Some(dw) = dw.as_deref_mut() {
                 T::tn_add(v, c, rows, g, x, dw);
@@ -191,36 +207,49 @@ impl Job<'_> {
     }
 }
 
-/// The loss and the gradients that were computed with it.
+/// The gradients that were computed with the loss.
 struct Loss {
-    value: f32,
+    weight: Weight,
     dx: Option<Tensor>,
-    dw: Option<Tensor>,
+    /// Of a weight on candle's tape.
+    dw: Option<Vec<f32>>,
     slot_is_added_to: bool,
 }
 
-impl CustomOp2 for Loss {
+impl Backward for Loss {
     fn name(&self) -> &'static str {
         "linear-cross-entropy"
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![self.value]), Shape::from(())))
+    fn weights(&self) -> Vec<&Weight> {
+        vec![&self.weight]
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dy = f64::from(dy.to_scalar::<f32>()?);
-        if dy == 1.0 {
-            return Ok((self.dx.clone(), self.dw.clone()));
-        }
-        if self.slot_is_added_to {
+    fn saves(&self) -> Saves {
+        Saves::Nothing
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::default()
+    }
+
+    fn backward(&self, _: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        let dy = dy.to_scalar::<f32>()?;
+        if dy != 1.0 && self.slot_is_added_to {
             bail!(
                 "linear_cross_entropy: its backward must start from the loss, but a gradient of {dy} arrived there: \
-                   put factors into CrossEntropyOptions::scale"
+                 put factors into CrossEntropyOptions::scale"
             )
         }
-        let scaled = |g: &Option<Tensor>, wanted: bool| g.as_ref().filter(|_| wanted).map(|g| g * dy).transpose();
-        Ok((scaled(&self.dx, x.track_op())?, scaled(&self.dw, w.track_op())?))
+        if let Some(dx) = self.dx.as_ref().filter(|_| grads.wants(0)) {
+            // Held here as well, so it is not the slot's own.
+            let dx = if dy == 1.0 { dx.clone() } else { (dx * f64::from(dy))? };
+            grads.pass(0, &dx)?;
+        }
+        if let Some(dw) = &self.dw {
+            grads.weight(0, |sum| sum.iter_mut().zip(dw).for_each(|(sum, dw)| *sum += dy * dw))?;
+        }
+        Ok(())
     }
 }
 
@@ -282,7 +311,7 @@ fn logits(x: &Tensor, weight: &Weight, (n, c, v): (usize, usize, usize)) -> Resu
         T::nt_f32(n, v, c, view::<T>(&xs, xl)?, view::<T>(&ws, wl)?, &mut logits);
         Ok(logits)
     }
-    let (x, w) = (x.contiguous()?, weight.value().detach().contiguous()?);
+    let (x, w) = (dense(x)?, weight.value().detach().contiguous()?);
     with_dtype!("logprobs_top", x.dtype(), T => run::<T>(&x, &w, (n, c, v)))
 }
 

@@ -1,11 +1,14 @@
 //! [`dropout`] with a mask that is a function of a [`DropoutKey`].
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use tallow_kernels::dropout::{self as kernels, Mask};
+use tallow_kernels::memory::unspecified;
 use tallow_kernels::{rng, simd};
 
-use crate::operand::{Scalar, check_dtype, on_cpu, slice, with_dtype};
+use crate::gradients::{Backward, Gradients, Saved, Saves, size};
+use crate::operand::{Scalar, check_dtype, on_cpu, view, with_dtype};
+use crate::tape::{composed_of, dense, finish};
+use crate::trace::{self, Cost};
 
 /// What a mask is a function of. The same key gives the same mask, so that a recomputed block sees what it saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,9 +47,13 @@ pub fn dropout(x: &Tensor, p: f64, key: DropoutKey) -> Result<Tensor> {
         scale: (1.0 / (1.0 - p)) as f32,
     };
     if !on_cpu(x) {
-        return x * mask_tensor(x, mask)?;
+        return composed_of("dropout", &[x], |x| &x[0] * mask_tensor(&x[0], mask)?);
     }
-    x.contiguous()?.apply_op1(Dropout { mask })
+    let x = dense(x)?;
+    let op = Dropout { mask, size: size(&x) };
+    let _span = trace::op("dropout", || Cost::bytes(2 * op.size));
+    let y = with_dtype!("dropout", x.dtype(), T => T::into_storage(op.run::<T>(&x)?));
+    finish(op, &[&x], y, x.shape().clone())
 }
 
 /// The factors of each element as a tensor, for devices without the kernel.
@@ -57,30 +64,38 @@ fn mask_tensor(x: &Tensor, mask: Mask) -> Result<Tensor> {
     Tensor::from_vec(factors, x.shape(), x.device())?.to_dtype(x.dtype())
 }
 
-#[derive(Clone, Copy)]
 struct Dropout {
     mask: Mask,
+    /// Bytes of the input.
+    size: usize,
 }
 
-impl CustomOp1 for Dropout {
+impl Dropout {
+    fn run<T: Scalar>(&self, x: &Tensor) -> Result<Vec<T>> {
+        let (xs, xl) = x.storage_and_layout();
+        let mut out = unspecified(x.elem_count());
+        kernels::dropout(simd::level(), self.mask, view::<T>(&xs, xl)?, &mut out);
+        Ok(out)
+    }
+}
+
+impl Backward for Dropout {
     fn name(&self) -> &'static str {
         "dropout"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn run<T: Scalar>(mask: Mask, x: &[T]) -> CpuStorage {
-            let mut out = vec![T::ZERO; x.len()];
-            kernels::dropout(simd::level(), mask, x, &mut out);
-            T::to_cpu_storage_owned(out)
-        }
-        let out = with_dtype!(self.name(), storage.dtype(), T => run::<T>(self.mask, slice(storage, layout)?));
-        Ok((out, layout.shape().clone()))
+    fn saves(&self) -> Saves {
+        Saves::Nothing
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        if !x.track_op() {
-            return Ok(None);
+    fn cost(&self) -> Cost {
+        Cost::bytes(2 * self.size)
+    }
+
+    fn backward(&self, _: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        if !grads.wants(0) {
+            return Ok(());
         }
-        dy.contiguous()?.apply_op1_no_bwd(self).map(Some)
+        with_dtype!(self.name(), dy.dtype(), T => grads.give(0, self.run::<T>(dy)?, dy.shape()))
     }
 }

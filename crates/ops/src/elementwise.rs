@@ -1,11 +1,13 @@
 //! [`residual_add`].
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Result, Tensor};
 use tallow_kernels::memory::unspecified;
 use tallow_kernels::{elementwise, simd};
 
-use crate::operand::{Scalar, check_same, on_cpu, slice, with_dtype};
+use crate::gradients::{Backward, Gradients, Saved, Saves, size};
+use crate::operand::{Scalar, check_same, on_cpu, view, with_dtype};
+use crate::tape::{composed_of, dense, finish};
+use crate::trace::{self, Cost};
 
 /// `x + y`, both `[..]` of the same shape, f32 or bf16 (added in f32), threaded. Both receive the gradient of the sum
 /// itself, without a copy.
@@ -15,30 +17,38 @@ use crate::operand::{Scalar, check_same, on_cpu, slice, with_dtype};
 pub fn residual_add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     check_same("residual_add", x, y)?;
     if !on_cpu(x) {
-        return x + y;
+        return composed_of("residual-add", &[x, y], |x| &x[0] + &x[1]);
     }
-    x.contiguous()?.apply_op2(&y.contiguous()?, ResidualAdd)
+    let (x, y) = (dense(x)?, dense(y)?);
+    let _span = trace::op("residual-add", || Cost::bytes(3 * size(&x)));
+    let sum = with_dtype!("residual_add", x.dtype(), T => add::<T>(&x, &y))?;
+    finish(ResidualAdd, &[&x, &y], sum, x.shape().clone())
+}
+
+fn add<T: Scalar>(x: &Tensor, y: &Tensor) -> Result<CpuStorage> {
+    let ((xs, xl), (ys, yl)) = (x.storage_and_layout(), y.storage_and_layout());
+    let mut out = unspecified(x.elem_count());
+    elementwise::add(simd::level(), view::<T>(&xs, xl)?, view(&ys, yl)?, &mut out);
+    Ok(T::into_storage(out))
 }
 
 struct ResidualAdd;
 
-impl CustomOp2 for ResidualAdd {
+impl Backward for ResidualAdd {
     fn name(&self) -> &'static str {
         "residual-add"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn run<T: Scalar>(s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<CpuStorage> {
-            let (x, y) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?);
-            let mut out = unspecified(x.len());
-            elementwise::add(simd::level(), x, y, &mut out);
-            Ok(T::to_cpu_storage_owned(out))
-        }
-        let out = with_dtype!(self.name(), s1.dtype(), T => run::<T>(s1, l1, s2, l2))?;
-        Ok((out, l1.shape().clone()))
+    fn saves(&self) -> Saves {
+        Saves::Nothing
     }
 
-    fn bwd(&self, x: &Tensor, y: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((x.track_op().then(|| dy.clone()), y.track_op().then(|| dy.clone())))
+    fn cost(&self) -> Cost {
+        Cost::default()
+    }
+
+    fn backward(&self, _: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        grads.pass(0, dy)?;
+        grads.pass(1, dy)
     }
 }

@@ -1,10 +1,13 @@
 //! [`embedding`]: rows of a table, by id.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, DType, Result, Tensor, bail};
 use tallow_kernels::embedding as kernels;
 use tallow_kernels::memory::unspecified;
 
-use crate::operand::{Scalar, accumulate, check_dtype, composed, on_cpu, operand, view, with_dtype};
+use crate::gradients::{Backward, Gradients, Saved, Saves};
+use crate::operand::{Scalar, check_dtype, composed, on_cpu, view, with_dtype};
+use crate::tape::{composed_of, finish};
+use crate::trace::{self, Cost};
 use crate::{Weight, reference};
 
 /// `y[i] = weight[ids[i]]`: `ids [..]` u32, `weight [v, c]` f32 or bf16; returns `[.., c]`.
@@ -28,9 +31,14 @@ pub fn embedding(ids: &Tensor, weight: &Weight) -> Result<Tensor> {
         bail!("embedding: id {} at index {at} is not below the {v} rows of the table", flat[at])
     }
     if !on_cpu(ids) {
-        return reference::embedding(ids, &composed(weight)?);
+        return composed_of("embedding", &[], |_| reference::embedding(ids, &composed(weight)?));
     }
-    ids.contiguous()?.apply_op2(operand(weight), Embedding { weight: weight.clone(), ids: flat, c })
+    let _span = trace::op("embedding", || Cost::bytes(2 * flat.len() * c * weight.dtype().size_in_bytes()));
+    let op = Embedding { weight: weight.clone(), ids: flat, c };
+    let y = with_dtype!("embedding", weight.dtype(), T => op.forward::<T>())?;
+    let mut shape = ids.dims().to_vec();
+    shape.push(c);
+    finish(op, &[], y, shape)
 }
 
 struct Embedding {
@@ -44,32 +52,34 @@ impl Embedding {
         let weight = self.weight.value().detach().contiguous()?;
         let (ws, wl) = weight.storage_and_layout();
         let mut y = unspecified(self.ids.len() * self.c);
-        kernels::gather(view(&ws, wl)?, self.c, &self.ids, &mut y);
-        Ok(T::to_cpu_storage_owned(y))
-    }
-
-    fn backward<T: Scalar>(&self, weight: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (ds, dl) = dy.storage_and_layout();
-        let dy = view::<T>(&ds, dl)?;
-        accumulate(&self.weight, weight, |sum| kernels::scatter_add(sum, self.c, &self.ids, dy))
+        kernels::gather(view::<T>(&ws, wl)?, self.c, &self.ids, &mut y);
+        Ok(T::into_storage(y))
     }
 }
 
-impl CustomOp2 for Embedding {
+impl Backward for Embedding {
     fn name(&self) -> &'static str {
         "embedding"
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, ids: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = with_dtype!(self.name(), self.weight.dtype(), T => self.forward::<T>())?;
-        let mut dims = ids.dims().to_vec();
-        dims.push(self.c);
-        Ok((y, Shape::from(dims)))
+    fn weights(&self) -> Vec<&Weight> {
+        vec![&self.weight]
     }
 
-    fn bwd(&self, _: &Tensor, weight: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let dw = with_dtype!(self.name(), dy.dtype(), T => self.backward::<T>(weight, &dy))?;
-        Ok((None, dw))
+    fn saves(&self) -> Saves {
+        Saves::Nothing
+    }
+
+    fn cost(&self) -> Cost {
+        let n = self.ids.len() * self.c;
+        Cost::bytes(n * (self.weight.dtype().size_in_bytes() + 8))
+    }
+
+    fn backward(&self, _: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        with_dtype!(self.name(), dy.dtype(), T => {
+            let (ds, dl) = dy.storage_and_layout();
+            let dy = view::<T>(&ds, dl)?;
+            grads.weight(0, |sum| kernels::scatter_add(sum, self.c, &self.ids, dy))
+        })
     }
 }

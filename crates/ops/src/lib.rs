@@ -1,4 +1,4 @@
-//! Every fused op of Tallow as a candle custom op **with a backward**, over `tallow-kernels`.
+//! Every fused op of Tallow **with a backward**, over `tallow-kernels`: on candle's tape, or on a [`Tape`] of its own.
 //!
 //! For: training and inference code that wants fused, threaded ops whose gradients are never cut in silence.
 //! Not for: layers with names and shapes from a checkpoint (see `tallow-nn`).
@@ -27,16 +27,20 @@
 mod activation;
 mod attention;
 mod autograd;
+mod candle_tape;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
 mod embedding;
+mod gradients;
 mod linear;
 mod norm;
 mod operand;
 mod optimizer;
 pub mod reference;
 mod rope;
+mod tape;
+pub mod trace;
 mod weight;
 
 pub use activation::{Gelu, gelu, relu, silu, swiglu};
@@ -54,4 +58,5 @@ pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamWBuckets, AdamWParams, adamw_step, all_finite, cast_to_bf16, fill_zero, global_sq_norm};
 pub use rope::{RopeLayout, RopeTable, rope};
 pub use tallow_kernels::rng::{fill_normal, fill_uniform, stream_of};
+pub use tape::{Tape, composed_of, constant, narrow, record, reshape};
 pub use weight::Weight;

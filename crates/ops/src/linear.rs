@@ -1,11 +1,13 @@
 //! [`linear`]: the matrix product of a layer, its weight gradient summed straight into a flat bucket.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, Result, Tensor, bail};
 use tallow_kernels::memory::unspecified;
 use tallow_kernels::reduce;
 
-use crate::operand::{Scalar, accumulate, check_dtype, composed, on_cpu, operand, slice, view, with_dtype};
+use crate::gradients::{Backward, Gradients, Saved};
+use crate::operand::{Scalar, check_dtype, composed, on_cpu, view, with_dtype};
+use crate::tape::{composed_of, dense, finish};
+use crate::trace::{self, Cost};
 use crate::{Weight, reference};
 
 /// `y = x W^T + b`. `x [.., c]`, `weight [o, c]`, `bias [o]` of one dtype, f32 or bf16; sums are in f32. Returns `[.., o]`.
@@ -18,13 +20,19 @@ use crate::{Weight, reference};
 pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tensor> {
     let dims = check(x, weight, bias)?;
     if !on_cpu(x) {
-        let bias = bias.map(composed).transpose()?;
-        return reference::linear(x, &composed(weight)?, bias.as_ref());
+        return composed_of("linear", &[x], |x| {
+            reference::linear(&x[0], &composed(weight)?, bias.map(composed).transpose()?.as_ref())
+        });
     }
-    let x = x.contiguous()?;
+    let x = dense(x)?;
+    let _span = trace::op("linear", || dims.forward_cost(x.dtype().size_in_bytes()));
     let op = Linear { weight: weight.clone(), bias: bias.cloned(), dims };
-    let bias = bias.map_or_else(|| x.detach(), |b| operand(b).clone());
-    x.apply_op3(operand(weight), &bias, op)
+    let y = with_dtype!("linear", x.dtype(), T => op.forward::<T>(&x))?;
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = dims.o;
+    }
+    finish(op, &[&x], y, shape)
 }
 
 /// Rows with a bias that are in f32 at once.
@@ -36,6 +44,13 @@ struct Dims {
     n: usize,
     c: usize,
     o: usize,
+}
+
+impl Dims {
+    fn forward_cost(self, size: usize) -> Cost {
+        let Dims { n, c, o } = self;
+        Cost { flops: (2 * n * c * o) as f64, bytes: (size * (n * c + o * c + n * o)) as f64 }
+    }
 }
 
 fn check(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Dims> {
@@ -68,15 +83,15 @@ struct Linear {
 }
 
 impl Linear {
-    fn forward<T: Scalar>(&self, x: &[T]) -> Result<CpuStorage> {
+    fn forward<T: Scalar>(&self, x: &Tensor) -> Result<CpuStorage> {
         let Dims { n, c, o } = self.dims;
         let weight = self.weight.value().detach().contiguous()?;
-        let (ws, wl) = weight.storage_and_layout();
-        let w = view::<T>(&ws, wl)?;
+        let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), weight.storage_and_layout());
+        let (x, w) = (view::<T>(&xs, xl)?, view::<T>(&ws, wl)?);
         let mut y = unspecified(n * o);
         let Some(bias) = &self.bias else {
             T::nt(n, o, c, x, w, &mut y);
-            return Ok(T::to_cpu_storage_owned(y));
+            return Ok(T::into_storage(y));
         };
         let bias = bias.value().detach().contiguous()?;
         let (bs, bl) = bias.storage_and_layout();
@@ -88,66 +103,42 @@ impl Linear {
             T::nt_f32(y.len() / o, o, c, x, w, sums);
             reduce::add_to_rows(sums, bias, y);
         }
-        Ok(T::to_cpu_storage_owned(y))
+        Ok(T::into_storage(y))
     }
 
-    fn backward<T: Scalar>(&self, [x, w, b]: [&Tensor; 3], dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
+    fn gradients<T: Scalar>(&self, x: &Tensor, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
         let Dims { n, c, o } = self.dims;
-        let (ds, dl) = dy.storage_and_layout();
-        let dy = view::<T>(&ds, dl)?;
-        let dx = match x.track_op() {
-            true => {
-                let weight = self.weight.value().detach().contiguous()?;
-                let (ws, wl) = weight.storage_and_layout();
-                let mut dx = unspecified(n * c);
-                T::nn(n, c, o, dy, view(&ws, wl)?, &mut dx);
-                Some(Tensor::from_vec(dx, x.shape(), x.device())?)
-            }
-            false => None,
-        };
-        let (xs, xl) = x.storage_and_layout();
-        let x = view::<T>(&xs, xl)?;
-        let dw = accumulate(&self.weight, w, |sum| T::tn_add(o, c, n, dy, x, sum))?;
-        let db = match &self.bias {
-            Some(bias) => accumulate(bias, b, |sum| reduce::add_rows(dy, sum))?,
-            None => None,
-        };
-        Ok([dx, dw, db])
+        let ((xs, xl), (ds, dl)) = (x.storage_and_layout(), dy.storage_and_layout());
+        let (x_values, dy) = (view::<T>(&xs, xl)?, view::<T>(&ds, dl)?);
+        grads.write(0, x.shape(), |dx: &mut [T], add| {
+            let weight = self.weight.value().detach().contiguous()?;
+            let (ws, wl) = weight.storage_and_layout();
+            T::nn(n, c, o, dy, view(&ws, wl)?, dx, add);
+            Ok(())
+        })?;
+        grads.weight(0, |sum| T::tn_add(o, c, n, dy, x_values, sum))?;
+        if self.bias.is_some() {
+            grads.weight(1, |sum| reduce::add_rows(dy, sum))?;
+        }
+        Ok(())
     }
 }
 
-impl CustomOp3 for Linear {
+impl Backward for Linear {
     fn name(&self) -> &'static str {
         "linear"
     }
 
-    fn cpu_fwd(
-        &self,
-        storage: &CpuStorage,
-        layout: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = with_dtype!(self.name(), storage.dtype(), T => self.forward::<T>(slice(storage, layout)?))?;
-        let mut dims = layout.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = self.dims.o;
-        }
-        Ok((y, Shape::from(dims)))
+    fn weights(&self) -> Vec<&Weight> {
+        [Some(&self.weight), self.bias.as_ref()].into_iter().flatten().collect()
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let [dx, dw, db] = with_dtype!(self.name(), x.dtype(), T => self.backward::<T>([x, weight, bias], &dy))?;
-        Ok((dx, dw, db))
+    fn cost(&self) -> Cost {
+        let (Dims { n, c, o }, size) = (self.dims, self.weight.dtype().size_in_bytes());
+        Cost { flops: (4 * n * c * o) as f64, bytes: (size * (2 * n * o + 2 * n * c + o * c) + 8 * o * c) as f64 }
+    }
+
+    fn backward(&self, saved: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        with_dtype!(self.name(), dy.dtype(), T => self.gradients::<T>(&saved.inputs[0], dy, grads))
     }
 }

@@ -19,6 +19,9 @@ use crate::Weight;
 pub(crate) trait Scalar: Element + WithDType + Gemm + LogitGradients {
     /// All values of a storage of this dtype, to write to.
     fn values_mut(storage: &mut CpuStorage) -> Result<&mut [Self]>;
+
+    /// A storage of these values.
+    fn into_storage(values: Vec<Self>) -> CpuStorage;
 }
 
 macro_rules! scalar {
@@ -29,6 +32,10 @@ macro_rules! scalar {
                     CpuStorage::$variant(values) => Ok(values),
                     other => bail!("a tensor written in place is {:?}, expected {:?}", other.dtype(), Self::DTYPE),
                 }
+            }
+
+            fn into_storage(values: Vec<Self>) -> CpuStorage {
+                CpuStorage::$variant(values)
             }
         }
     };
@@ -94,11 +101,6 @@ pub(crate) fn check_dtype(op: &str, dtype: DType) -> Result<()> {
     }
 }
 
-/// What an op records for a weight: its slot's anchor, or the value itself, which is on candle's tape if it is tracked.
-pub(crate) fn operand(weight: &Weight) -> &Tensor {
-    weight.anchor().unwrap_or(weight.value())
-}
-
 /// Lets `f` write to a contiguous tensor on the CPU, in place, and returns what it returns. The tensor's storage is locked
 /// meanwhile.
 pub(crate) fn mutate<T: Scalar, R>(x: &Tensor, f: impl FnOnce(&mut [T]) -> Result<R>) -> Result<R> {
@@ -133,24 +135,13 @@ impl<T: Scalar, F: Fn(&mut [T])> InplaceOp1 for Mutate<T, F> {
     }
 }
 
-/// Adds a weight's gradient where it belongs: `add` to the slot if the op was recorded for it (`operand` is its anchor
-/// then), or to zeros that go to candle's tape for a tracked weight.
-pub(crate) fn accumulate(weight: &Weight, operand: &Tensor, add: impl FnOnce(&mut [f32])) -> Result<Option<Tensor>> {
-    if !operand.track_op() {
-        return Ok(None);
+/// A tensor of a result, on no tape.
+pub(crate) fn tensor_of(storage: CpuStorage, shape: Shape) -> Result<Tensor> {
+    match storage {
+        CpuStorage::F32(values) => Tensor::from_vec(values, shape, &Device::Cpu),
+        CpuStorage::BF16(values) => Tensor::from_vec(values, shape, &Device::Cpu),
+        other => bail!("a result is {:?}, expected F32 or BF16", other.dtype()),
     }
-    if weight.value().track_op() {
-        let mut sum = vec![0f32; weight.shape().elem_count()];
-        add(&mut sum);
-        return Tensor::from_vec(sum, weight.shape(), weight.device())?.to_dtype(weight.dtype()).map(Some);
-    }
-    if let Some(slot) = weight.grad() {
-        mutate(slot, |sum| {
-            add(sum);
-            Ok(())
-        })?;
-    }
-    Ok(None)
 }
 
 /// A weight as an operand of composed candle ops, on any device: its value, on the tape if it has a gradient slot, and
@@ -173,7 +164,7 @@ impl CustomOp2 for SlotTap {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let s = with_dtype!(self.name(), s.dtype(), T => T::to_cpu_storage_owned(slice::<T>(s, l)?.to_vec()));
+        let s = with_dtype!(self.name(), s.dtype(), T => T::into_storage(slice::<T>(s, l)?.to_vec()));
         Ok((s, l.shape().clone()))
     }
 

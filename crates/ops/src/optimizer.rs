@@ -9,6 +9,7 @@ use tallow_kernels::{adamw, reduce, simd};
 pub use tallow_kernels::adamw::AdamWParams;
 
 use crate::operand::{mutate, view};
+use crate::trace::{self, Cost};
 
 /// The flat tensors of one bucket, all of one length, contiguous, on the CPU.
 pub struct AdamWBuckets<'a> {
@@ -39,6 +40,8 @@ pub fn adamw_step(buckets: AdamWBuckets, range: Range<usize>, params: &AdamWPara
     if range.is_empty() {
         return Ok(());
     }
+    let copy = if compute.is_some() { 2 } else { 0 };
+    let _span = trace::op("adamw", || Cost::bytes((32 + copy) * range.len()));
     let cut = |t: &Tensor| t.narrow(0, range.start, range.len());
     let (master, grad, m, v) = (cut(master)?, cut(grad)?, cut(m)?, cut(v)?);
     let compute = compute.map(cut).transpose()?;
@@ -65,6 +68,7 @@ pub fn adamw_step(buckets: AdamWBuckets, range: Range<usize>, params: &AdamWPara
 /// If it is of another dtype or device.
 pub fn global_sq_norm(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
+    let _span = trace::op("gradient-norm", || Cost::bytes(4 * x.elem_count()));
     let (storage, layout) = x.storage_and_layout();
     Ok(reduce::sum_of_squares(simd::level(), view(&storage, layout)?))
 }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use tallow_kernels::memory::unspecified;
 use tallow_kernels::rope::{self as kernels, Pairs, Rotation};
 use tallow_kernels::simd;
 
-use crate::operand::{Scalar, on_cpu, slice, with_dtype};
+use crate::gradients::{Backward, Gradients, Saved, Saves, size};
+use crate::operand::{Scalar, on_cpu, view, with_dtype};
 use crate::reference;
+use crate::tape::{composed_of, dense, finish};
+use crate::trace::{self, Cost};
 
 /// Which channels of a head form the pairs that are turned together, `r` of them rotated in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,22 +86,28 @@ pub fn rope(x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<Vec<u32>>, layou
         bail!("rope: position {position} is past the table of {max}: raise its max_positions or shorten the context")
     }
     if !on_cpu(x) {
-        return reference::rope(x, table, positions, layout);
+        return composed_of("rope", &[x], |x| reference::rope(&x[0], table, positions, layout));
     }
-    x.contiguous()?.apply_op1(Rope { table: table.clone(), positions: positions.clone(), layout, inverse: false })
+    let x = dense(x)?;
+    let op = Rope { table: table.clone(), positions: positions.clone(), layout, size: size(&x) };
+    let _span = trace::op("rope", || Cost::bytes(2 * op.size));
+    let y = with_dtype!("rope", x.dtype(), T => T::into_storage(op.run::<T>(&x, false)?));
+    finish(op, &[&x], y, x.shape().clone())
 }
 
 struct Rope {
     table: Arc<RopeTable>,
     positions: Arc<Vec<u32>>,
     layout: RopeLayout,
-    inverse: bool,
+    /// Bytes of the input.
+    size: usize,
 }
 
 impl Rope {
-    fn run<T: Scalar>(&self, storage: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
-        let x = slice::<T>(storage, layout)?;
-        let (_, _, heads, d) = layout.shape().dims4()?;
+    fn run<T: Scalar>(&self, x: &Tensor, inverse: bool) -> Result<Vec<T>> {
+        let (_, _, heads, d) = x.dims4()?;
+        let (xs, xl) = x.storage_and_layout();
+        let x = view::<T>(&xs, xl)?;
         let mut out = unspecified(x.len());
         if !out.is_empty() {
             let rotation = Rotation {
@@ -111,34 +119,31 @@ impl Rope {
                     RopeLayout::Half => Pairs::Half,
                     RopeLayout::Interleaved => Pairs::Interleaved,
                 },
-                inverse: self.inverse,
+                inverse,
             };
             kernels::rope(simd::level(), x, heads, d, rotation, &mut out);
         }
-        Ok(T::to_cpu_storage_owned(out))
+        Ok(out)
     }
 }
 
-impl CustomOp1 for Rope {
+impl Backward for Rope {
     fn name(&self) -> &'static str {
         "rope"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let out = with_dtype!(self.name(), storage.dtype(), T => self.run::<T>(storage, layout))?;
-        Ok((out, layout.shape().clone()))
+    fn saves(&self) -> Saves {
+        Saves::Nothing
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        if !x.track_op() {
-            return Ok(None);
+    fn cost(&self) -> Cost {
+        Cost::bytes(2 * self.size)
+    }
+
+    fn backward(&self, _: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
+        if !grads.wants(0) {
+            return Ok(());
         }
-        let back = Rope {
-            table: self.table.clone(),
-            positions: self.positions.clone(),
-            layout: self.layout,
-            inverse: !self.inverse,
-        };
-        dy.contiguous()?.apply_op1_no_bwd(&back).map(Some)
+        with_dtype!(self.name(), dy.dtype(), T => grads.give(0, self.run::<T>(dy, true)?, dy.shape()))
     }
 }

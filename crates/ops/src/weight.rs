@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 
 use crate::autograd::grad_enabled;
+use crate::tape::is_tracked;
 
 /// A parameter as the ops see it: a value and, if it is trained, the place where its gradient is summed.
 ///
@@ -16,7 +17,15 @@ use crate::autograd::grad_enabled;
 #[derive(Clone, Debug)]
 pub struct Weight {
     value: Tensor,
-    slot: Option<Slot>,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Frozen,
+    Trained(Slot),
+    /// Made of a tensor, which may be on a tape.
+    OfTensor,
 }
 
 #[derive(Clone, Debug)]
@@ -28,7 +37,7 @@ struct Slot {
 impl Weight {
     /// A weight that is never trained: no op computes a gradient for it.
     pub fn frozen(value: Tensor) -> Self {
-        Self { value: value.detach(), slot: None }
+        Self { value: value.detach(), kind: Kind::Frozen }
     }
 
     /// A trained weight. `value` is f32 or bf16, any device; `grad` is f32, contiguous, of the same shape and device
@@ -44,7 +53,7 @@ impl Weight {
             bail!("gradient slot {:?} does not match its weight {:?}", grad.shape(), value.shape())
         }
         let anchor = Var::zeros(1, DType::F32, value.device())?;
-        Ok(Self { value: value.detach(), slot: Some(Slot { grad, anchor }) })
+        Ok(Self { value: value.detach(), kind: Kind::Trained(Slot { grad, anchor }) })
     }
 
     /// The value, detached from any slot.
@@ -54,18 +63,36 @@ impl Weight {
 
     /// The f32 gradient slot of a trainable weight, of the value's shape.
     pub fn grad(&self) -> Option<&Tensor> {
-        self.slot.as_ref().map(|s| &s.grad)
+        self.slot().map(|s| &s.grad)
     }
 
     /// True if an op recorded now must compute a gradient for this weight (by slot or by candle's tape).
     pub fn needs_grad(&self) -> bool {
-        self.value.track_op() || (self.slot.is_some() && grad_enabled())
+        match &self.kind {
+            Kind::Frozen => false,
+            Kind::Trained(_) => grad_enabled(),
+            Kind::OfTensor => is_tracked(&self.value),
+        }
+    }
+
+    /// What an op records for this weight on candle's tape: the anchor, or the value itself, which may be tracked.
+    pub(crate) fn operand(&self) -> &Tensor {
+        self.anchor().unwrap_or(&self.value)
     }
 
     /// The variable that keeps an op over this weight on the tape; `None` if the weight has no slot or within
     /// [`no_grad`](crate::no_grad).
     pub(crate) fn anchor(&self) -> Option<&Tensor> {
-        self.slot.as_ref().filter(|_| grad_enabled()).map(|s| s.anchor.as_tensor())
+        self.slot().filter(|_| grad_enabled()).map(|s| s.anchor.as_tensor())
+    }
+
+    fn slot(&self) -> Option<&Slot> {
+        if let Kind::Trained(slot) = &self.kind { Some(slot) } else { None }
+    }
+
+    /// True if it was made of a tensor that may itself be on a tape.
+    pub(crate) fn is_of_tensor(&self) -> bool {
+        matches!(self.kind, Kind::OfTensor)
     }
 
     /// Shape of the value.
@@ -84,15 +111,16 @@ impl Weight {
     }
 }
 
-/// A tracked tensor stays on candle's tape (its gradient is found in the `GradStore`); an untracked one is frozen.
+/// A tensor on a tape gets its gradient there (candle's `GradStore`, or [`Tape::backward`](crate::Tape::backward)); one that
+/// is on none is frozen.
 impl From<Tensor> for Weight {
     fn from(value: Tensor) -> Self {
-        Self { value, slot: None }
+        Self { value, kind: Kind::OfTensor }
     }
 }
 
 impl From<&Var> for Weight {
     fn from(var: &Var) -> Self {
-        Self { value: var.as_tensor().clone(), slot: None }
+        Self { value: var.as_tensor().clone(), kind: Kind::OfTensor }
     }
 }

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use tallow_ops::{CrossEntropyOptions, IGNORE_INDEX, Weight, linear_cross_entropy, logprobs_top, no_grad, reference};
+use tallow_ops::{
+    CrossEntropyOptions, IGNORE_INDEX, Weight, composed_of, linear_cross_entropy, logprobs_top, no_grad, reference,
+};
 use tallow_testkit::{CROSS_ENTROPY, assert_close, compare, finite_differences, random, slot_sum, trainable, values};
 
 fn targets(n: usize, v: usize, ignore_every: usize) -> Tensor {
@@ -12,7 +14,8 @@ fn targets(n: usize, v: usize, ignore_every: usize) -> Tensor {
 
 fn fused(x: &[Tensor], t: &Tensor, options: &CrossEntropyOptions) -> Result<Tensor> {
     // The corpus seeds its own gradient; a loss on the tape takes any.
-    linear_cross_entropy(&x[0], &x[1].clone().into(), t, options)?.loss.to_dtype(x[0].dtype())
+    let loss = linear_cross_entropy(&x[0], &x[1].clone().into(), t, options)?.loss;
+    composed_of("cast", &[&loss], |loss| loss[0].to_dtype(x[0].dtype()))
 }
 
 fn composed(x: &[Tensor], t: &Tensor, options: &CrossEntropyOptions) -> Result<Tensor> {

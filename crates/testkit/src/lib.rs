@@ -15,7 +15,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
-use tallow_ops::{Weight, backward_from};
+use tallow_ops::{Weight, backward_from, record};
 
 /// How far a result may be from the reference, as a share of the largest wanted value (or of 1): forward, gradients.
 pub struct Tolerance {
@@ -110,6 +110,13 @@ pub fn run(op: Op<'_>, inputs: &[Tensor], dy: &Tensor) -> (Tensor, Vec<Tensor>) 
     run_vars(op, &vars, dy)
 }
 
+/// As [`run`], on a [`Tape`](tallow_ops::Tape).
+pub fn run_recorded(op: Op<'_>, inputs: &[Tensor], dy: &Tensor) -> (Tensor, Vec<Tensor>) {
+    let (y, tape) = record(&inputs.iter().collect::<Vec<_>>(), || op(inputs)).unwrap();
+    let grads = tape.backward(y.clone(), dy.to_dtype(y.dtype()).unwrap()).unwrap();
+    (y, grads)
+}
+
 fn run_vars(op: Op<'_>, vars: &[Var], dy: &Tensor) -> (Tensor, Vec<Tensor>) {
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let y = op(&tensors).unwrap();
@@ -134,6 +141,13 @@ pub fn compare(what: &str, inputs: &[Tensor], fused: Op<'_>, reference: Op<'_>, 
         for (i, (g, w)) in got_grads.iter().zip(&want_grads).enumerate() {
             assert_eq!(g.dtype(), dtype, "{what}: gradient {i}");
             assert_close(&format!("{what} {dtype:?} gradient {i}"), g, w, gradient);
+        }
+        let (again, again_grads) = run_recorded(fused, &inputs, &dy);
+        assert_eq!(bits(&again), bits(&got), "{what} {dtype:?}: on a tape of ours");
+        for (i, (a, g)) in again_grads.iter().zip(&got_grads).enumerate() {
+            assert_eq!(a.shape(), g.shape(), "{what} {dtype:?}: on a tape of ours, gradient {i}");
+            // Not their bits: candle adds to zeros, and -0 + 0 is 0.
+            assert_eq!(values(a), values(g), "{what} {dtype:?}: on a tape of ours, gradient {i}");
         }
         for view in [with_gaps, turned] {
             let through = |x: &[Tensor]| {

@@ -68,6 +68,8 @@ fn options_that_do_not_fit_the_kind_are_refused() {
 proptest! {
     #[test]
     fn unigram_ids_equal_those_of_the_tokenizers_crate(text in "[ a-zA-Z.,!<>éü日☃😀\\n▁]{0,40}") {
+        // That crate takes what looks like a special token for one, wherever it is; ours does not.
+        prop_assume!(!["<s>", "<unk>", "<pad>"].iter().any(|token| text.contains(token)));
         static THEIRS: LazyLock<tokenizers::Tokenizer> = LazyLock::new(|| {
             tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&UNIGRAM.to_json().unwrap()).unwrap()).unwrap()
         });

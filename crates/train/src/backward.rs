@@ -1,14 +1,15 @@
 //! Forward and backward over the stages of a decoder, block by block.
 //!
-//! Each block is differentiated on its own: its input is detached, its output is kept (or dropped and recomputed, which
-//! is activation checkpointing), and the gradient of its output is handed to a vector-Jacobian product whose result is
-//! the gradient of its input. Weight gradients land in the flat buckets as each block's backward runs, so a collective
-//! or an optimizer step can follow a block at once.
+//! Each block is recorded on a tape of its own; its output is kept (or dropped and recomputed, which is activation
+//! checkpointing), and the gradient of its output goes through that tape and comes out as the gradient of its input.
+//! Weight gradients land in the flat buckets as each block's backward runs, so a collective or an optimizer step can
+//! follow a block at once.
 
-use candle_core::{Tensor, Var, bail};
+use candle_core::{Tensor, bail};
 use tallow_models::Decoder;
 use tallow_nn::{ForwardContext, Result};
-use tallow_ops::{CrossEntropyOptions, backward_from, no_grad};
+use tallow_ops::trace::stage;
+use tallow_ops::{CrossEntropyOptions, Tape, no_grad, record};
 
 /// What is kept of a block's forward for its backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -44,17 +45,19 @@ impl std::ops::AddAssign for LossSums {
     }
 }
 
-/// A block's input, as the leaf that its backward ends on, and its output unless that is to be recomputed.
-struct Kept {
-    input: Var,
-    output: Option<Tensor>,
+/// What a block's backward begins with.
+enum Kept {
+    /// Its output and how it came about.
+    Recorded(Tensor, Tape),
+    /// Its input, to run it again.
+    Input(Tensor),
 }
 
 /// Runs `ids [b, t]` against `targets [b, t]` and adds every trainable parameter's gradient of
 /// `options.scale * sum of nll` to its bucket.
 ///
 /// # Errors
-/// If shapes do not fit, an id is out of range, or a block's input gets no gradient.
+/// If shapes do not fit, an id is out of range, or something in a stage cuts the gradient.
 pub fn forward_backward(
     model: &dyn Decoder,
     ids: &Tensor,
@@ -63,52 +66,56 @@ pub fn forward_backward(
     options: &CrossEntropyOptions,
     checkpointing: ActivationCheckpointing,
 ) -> Result<LossSums> {
-    let embedded = model.embed(ids, cx)?;
+    let span = stage(false, || "embedding".into());
+    let (embedded, embedding) = record(&[], || model.embed(ids, cx))?;
+    drop(span);
     let mut blocks: Vec<Kept> = Vec::with_capacity(model.shape().num_layers);
-    let mut x = embedded.detach();
+    let mut x = embedded.clone();
     for index in 0..model.shape().num_layers {
-        let input = Var::from_tensor(&x)?;
-        let output = match checkpointing {
-            ActivationCheckpointing::None => Some(model.block(index, &input, cx)?),
-            ActivationCheckpointing::Blocks => None,
-        };
-        x = match &output {
-            Some(y) => y.detach(),
-            None => no_grad(|| model.block(index, &x, cx))?,
-        };
-        blocks.push(Kept { input, output });
+        let _span = stage(false, || format!("block {index}").into());
+        match checkpointing {
+            ActivationCheckpointing::None => {
+                let (y, tape) = record(&[&x], || model.block(index, &x, cx))?;
+                x = y.clone();
+                blocks.push(Kept::Recorded(y, tape));
+            }
+            ActivationCheckpointing::Blocks => {
+                let y = no_grad(|| model.block(index, &x, cx))?;
+                blocks.push(Kept::Input(std::mem::replace(&mut x, y)));
+            }
+        }
     }
 
-    let input = Var::from_tensor(&x)?;
-    drop(x);
-    let head = model.loss(&input, targets, options)?;
+    let span = stage(false, || "head".into());
+    let (head, tape) = record(&[&x], || model.loss(&x, targets, options))?;
     let sums = LossSums { nll: head.nll_sum, targets: head.num_targets };
-    let mut dy = input_gradient(head.loss.backward()?, &input, "head")?;
-    drop((head, input));
+    drop((x, span));
+    let span = stage(true, || "head".into());
+    let one = head.loss.ones_like()?;
+    let mut dy = input_gradient(tape, head.loss, one)?;
+    drop(span);
 
-    while let Some(Kept { input, output }) = blocks.pop() {
+    while let Some(kept) = blocks.pop() {
         let index = blocks.len();
-        let y = match output {
-            Some(y) => y,
-            None => model.block(index, &input, cx)?,
+        let _span = stage(true, || format!("block {index}").into());
+        let (y, tape) = match kept {
+            Kept::Recorded(y, tape) => (y, tape),
+            Kept::Input(x) => record(&[&x], || model.block(index, &x, cx))?,
         };
-        dy = input_gradient(backward_from(&y, &dy)?, &input, "block")?;
+        dy = input_gradient(tape, y, dy)?;
     }
-    if embedded.track_op() {
-        backward_from(&embedded, &dy)?;
+    if !embedding.is_empty() {
+        let _span = stage(true, || "embedding".into());
+        embedding.backward(embedded, dy)?;
     }
     Ok(sums)
 }
 
-fn input_gradient(mut grads: candle_core::backprop::GradStore, input: &Var, stage: &str) -> Result<Tensor> {
-    match grads.remove(input.as_tensor()) {
-        Some(dx) => Ok(dx.detach()),
-        None => Ok(no_gradient(stage)?),
+fn input_gradient(tape: Tape, y: Tensor, dy: Tensor) -> candle_core::Result<Tensor> {
+    match tape.backward(y, dy)?.pop() {
+        Some(dx) => Ok(dx),
+        None => bail!("a stage was recorded without an input"),
     }
-}
-
-fn no_gradient(stage: &str) -> candle_core::Result<Tensor> {
-    bail!("the input of a {stage} got no gradient: an op in it cuts the tape")
 }
 
 /// The sums of `ids` against `targets` without a gradient.

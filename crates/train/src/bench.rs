@@ -7,10 +7,11 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tallow_models::{Decoder, ModelConfig, parse_config_strict};
 use tallow_nn::{ForwardContext, ParamStore, RandomInit, StoreOptions, plan_params};
-use tallow_ops::{CrossEntropyOptions, KeyRanges};
+use tallow_ops::{CrossEntropyOptions, KeyRanges, trace};
 
 use crate::backward::{ActivationCheckpointing, forward_backward};
 use crate::optimizer::{AdamW, OptimizerConfig};
+use crate::profile::Profile;
 use crate::{Result, memory};
 
 /// The shape and length of a benchmark.
@@ -78,6 +79,18 @@ impl TrainBench {
     /// # Errors
     /// If the shape makes no model.
     pub fn run(&self, device: &Device) -> Result<TrainBenchReport> {
+        Ok(self.measure(device, false)?.0)
+    }
+
+    /// As [`run`](Self::run), and where the time of the last `steps` went. Noting it costs a little itself.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn profile(&self, device: &Device) -> Result<(TrainBenchReport, Profile)> {
+        self.measure(device, true)
+    }
+
+    fn measure(&self, device: &Device, traced: bool) -> Result<(TrainBenchReport, Profile)> {
         let config = self.config()?;
         let (_, specs) = plan_params(|b| config.build(b))?;
         let flops_per_token = config.shape().train_flops_per_token(&specs, self.context);
@@ -90,6 +103,9 @@ impl TrainBench {
         let mut times = Vec::with_capacity(self.steps);
         let mut loss = f64::NAN;
         for step in 0..self.warmup + self.steps {
+            if traced && step == self.warmup {
+                trace::start();
+            }
             let start = Instant::now();
             loss = self.step(model.as_ref(), &store, &mut optimizer, &batch, step as u64 + 1)?;
             device.synchronize()?;
@@ -97,10 +113,12 @@ impl TrainBench {
                 times.push(start.elapsed().as_secs_f64());
             }
         }
+        let events = if traced { trace::stop() } else { vec![] };
+        let profile = Profile { events, steps: times.len(), seconds: times.iter().sum() };
         times.sort_by(f64::total_cmp);
         let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
         let tokens = (self.batch * self.context) as f64;
-        Ok(TrainBenchReport {
+        let report = TrainBenchReport {
             tokens_per_s: tokens / median,
             step_ms: median * 1e3,
             model_gflops: flops_per_token * tokens / median / 1e9,
@@ -109,7 +127,8 @@ impl TrainBench {
             params: store.num_elements(),
             loss,
             dtype: self.dtype.as_str(),
-        })
+        };
+        Ok((report, profile))
     }
 
     fn batch(&self, device: &Device) -> Result<Batch> {

@@ -32,6 +32,7 @@ pub mod metrics;
 mod optimizer;
 mod output;
 mod plan;
+pub mod profile;
 pub mod progress;
 mod recorder;
 pub mod reference;

@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use tallow_nn::{Bucket, ParamStore};
+use tallow_ops::trace::stage;
 use tallow_ops::{AdamWBuckets, AdamWParams, adamw_step, global_sq_norm};
 
 use crate::reference::documented;
@@ -119,6 +120,7 @@ impl AdamW {
     /// # Errors
     /// If a tensor operation fails.
     pub fn step(&mut self, store: &ParamStore, lr: f64, step: u64, grad_norm: f64) -> Result<()> {
+        let _span = stage(false, || "optimizer".into());
         let clip = self.config.grad_clip;
         let grad_scale = if clip > 0.0 && grad_norm > clip { clip / (grad_norm + 1e-6) } else { 1.0 };
         for (bucket, moments) in store.buckets().iter().zip(&self.moments) {

@@ -1,8 +1,10 @@
 //! `tallow bench`: measure this machine.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -12,6 +14,7 @@ use tallow_kernels::peak;
 use tallow_sampler::SamplerOptions;
 use tallow_train::ActivationCheckpointing;
 use tallow_train::bench::TrainBench;
+use tallow_train::profile::Peaks;
 
 use super::model::{DtypeArg, ModelArgs};
 use crate::exit;
@@ -32,6 +35,7 @@ pub enum BenchCommand {
 #[command(after_help = "\
 Examples:
   tallow bench train --json
+  tallow bench train --steps 3 --profile trace.json
   tallow bench train --dtype bf16 --dim 768 --layers 12 --heads 12 --ffn 2048 --context 512 --vocab 50257 --batch 2 --tied")]
 pub struct TrainArgs {
     /// Channels
@@ -73,6 +77,9 @@ pub struct TrainArgs {
     /// Keep only the inputs of blocks for the backward
     #[arg(long)]
     checkpointing: bool,
+    /// Write a Chrome trace of the steps there, and print what each op took beside the least it could have taken
+    #[arg(long, value_name = "TRACE.json")]
+    profile: Option<PathBuf>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     device: DeviceArg,
@@ -166,7 +173,15 @@ fn train(args: TrainArgs) -> anyhow::Result<()> {
             false => ActivationCheckpointing::None,
         },
     };
-    let mut report = bench.run(&Device::Cpu)?;
+    let (mut report, profile) = match &args.profile {
+        Some(path) => {
+            // Found out before minutes are spent.
+            std::fs::write(path, "").with_context(|| format!("{}: cannot be written", path.display()))?;
+            let (report, profile) = bench.profile(&Device::Cpu)?;
+            (report, Some(profile))
+        }
+        None => (bench.run(&Device::Cpu)?, None),
+    };
     let peak = match args.dtype {
         DtypeArg::F32 => peak::f32_flops(),
         DtypeArg::Bf16 => peak::bf16_flops(),
@@ -174,6 +189,15 @@ fn train(args: TrainArgs) -> anyhow::Result<()> {
     let mfu = report.model_gflops * 1e9 / peak;
     report.mfu = Some(mfu);
     let mut out = std::io::stdout().lock();
+    if let (Some(path), Some(profile)) = (&args.profile, &profile) {
+        let trace = profile.chrome_trace().to_string();
+        std::fs::write(path, trace).with_context(|| format!("{}: cannot be written", path.display()))?;
+        let peaks = Peaks { flops: peak, bandwidth: peak::bandwidth().copy };
+        match args.json {
+            true => eprint!("{}", profile.table(peaks)),
+            false => write!(out, "{}", profile.table(peaks))?,
+        }
+    }
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
         return Ok(());

@@ -43,7 +43,7 @@ impl Kernel {
 
 /// Rows of the result that one task owns.
 enum Rows<'a> {
-    Bf16(&'a mut [bf16]),
+    Bf16(&'a mut [bf16], bool),
     F32(&'a mut [f32], bool),
 }
 
@@ -57,9 +57,9 @@ pub(super) fn product(
     assert!(a.0.len() >= m * k && b.0.len() >= k * n, "matrix product: a slice is too short");
     if m == 0 || n == 0 || k == 0 {
         match out {
-            Out::Bf16(c) => c[..m * n].fill(bf16::ZERO),
+            Out::Bf16(c, false) => c[..m * n].fill(bf16::ZERO),
             Out::F32(c, false) => c[..m * n].fill(0.0),
-            Out::F32(_, true) => {}
+            Out::Bf16(_, true) | Out::F32(_, true) => {}
         }
         return;
     }
@@ -68,7 +68,9 @@ pub(super) fn product(
     let task =
         |index: usize, out: Rows| rows_product(kernel, index * rows, (m.min((index + 1) * rows), n, k), a, b, out);
     match out {
-        Out::Bf16(c) => c[..m * n].par_chunks_mut(rows * n).enumerate().for_each(|(i, c)| task(i, Rows::Bf16(c))),
+        Out::Bf16(c, add) => {
+            c[..m * n].par_chunks_mut(rows * n).enumerate().for_each(|(i, c)| task(i, Rows::Bf16(c, add)));
+        }
         Out::F32(c, add) => {
             c[..m * n].par_chunks_mut(rows * n).enumerate().for_each(|(i, c)| task(i, Rows::F32(c, add)));
         }
@@ -165,7 +167,10 @@ fn store_tile(
         };
         let at = (place.row + r) * n + col + place.col;
         match out {
-            Rows::Bf16(c) => {
+            Rows::Bf16(c, true) => {
+                c[at..at + width].iter_mut().zip(values).for_each(|(c, &x)| *c = bf16::from_f32(c.to_f32() + x));
+            }
+            Rows::Bf16(c, false) => {
                 c[at..at + width].iter_mut().zip(values).for_each(|(c, &x)| *c = bf16::from_f32(x));
             }
             Rows::F32(c, true) => c[at..at + width].iter_mut().zip(values).for_each(|(c, x)| *c += x),
@@ -328,13 +333,16 @@ mod tests {
                     let what = format!("{name} {layout} {dims:?}");
                     let (mut rounded, mut set, mut added) =
                         (vec![bf16::NAN; m * n], vec![f32::NAN; m * n], vec![3f32; m * n]);
-                    product(kernel, dims, a, b, Out::Bf16(&mut rounded));
+                    let mut rounded_sum = vec![bf16::from_f32(3.0); m * n];
+                    product(kernel, dims, a, b, Out::Bf16(&mut rounded, false));
+                    product(kernel, dims, a, b, Out::Bf16(&mut rounded_sum, true));
                     product(kernel, dims, a, b, Out::F32(&mut set, false));
                     product(kernel, dims, a, b, Out::F32(&mut added, true));
                     for (i, want) in want.iter().enumerate() {
                         assert_eq!(f64::from(set[i]), *want, "{what} at {i}");
                         assert_eq!(f64::from(added[i]), want + 3.0, "{what} added at {i}");
                         assert_eq!(rounded[i], bf16::from_f64(*want), "{what} rounded at {i}");
+                        assert_eq!(rounded_sum[i], bf16::from_f64(want + 3.0), "{what} added and rounded at {i}");
                     }
                 }
             }

@@ -22,8 +22,8 @@ pub trait Gemm: Element {
     /// As [`nt`](Self::nt) with an f32 result: logits.
     fn nt_f32(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [f32]);
 
-    /// `c [m, n] = a [m, k] b [k, n]`: the gradient of a linear layer's input.
-    fn nn(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [Self]);
+    /// `c [m, n] = a [m, k] b [k, n]`, or `c += a b` if `add`: the gradient of a linear layer's input.
+    fn nn(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [Self], add: bool);
 
     /// `c [m, n] += a^T b`, `a [k, m]`, `b [k, n]`, `c` f32: the gradient of a linear layer's weight.
     fn tn_add(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [f32]);
@@ -101,8 +101,8 @@ impl Gemm for f32 {
         Self::nt(m, n, k, a, b, c);
     }
 
-    fn nn(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-        f32_gemm((m, n, k), (a, plain(k)), (b, plain(n)), c, false);
+    fn nn(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32], add: bool) {
+        f32_gemm((m, n, k), (a, plain(k)), (b, plain(n)), c, add);
     }
 
     fn tn_add(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
@@ -112,15 +112,15 @@ impl Gemm for f32 {
 
 impl Gemm for bf16 {
     fn nt(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [bf16]) {
-        product((m, n, k), (a, plain(k)), (b, turned(k)), Out::Bf16(c));
+        product((m, n, k), (a, plain(k)), (b, turned(k)), Out::Bf16(c, false));
     }
 
     fn nt_f32(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [f32]) {
         product((m, n, k), (a, plain(k)), (b, turned(k)), Out::F32(c, false));
     }
 
-    fn nn(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [bf16]) {
-        product((m, n, k), (a, plain(k)), (b, plain(n)), Out::Bf16(c));
+    fn nn(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [bf16], add: bool) {
+        product((m, n, k), (a, plain(k)), (b, plain(n)), Out::Bf16(c, add));
     }
 
     fn tn_add(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [f32]) {
@@ -130,8 +130,8 @@ impl Gemm for bf16 {
 
 /// Where a bf16 product goes.
 pub(crate) enum Out<'a> {
-    /// Rounded.
-    Bf16(&'a mut [bf16]),
+    /// Rounded; added to what is there, in f32, if `true`.
+    Bf16(&'a mut [bf16], bool),
     /// f32; added to what is there if `true`.
     F32(&'a mut [f32], bool),
 }
@@ -177,8 +177,13 @@ mod tests {
             T::nt(m, n, k, &a, &b, &mut c);
             assert_eq!(c, rounded(&nt), "nt {dims:?}");
             c.fill(nan);
-            T::nn(m, n, k, &a, &b, &mut c);
+            T::nn(m, n, k, &a, &b, &mut c, false);
             assert_eq!(c, rounded(&nn), "nn {dims:?}");
+            let start = T::from_f32(-2.0);
+            c.fill(start);
+            T::nn(m, n, k, &a, &b, &mut c, true);
+            let on_top: Vec<f64> = nn.iter().map(|x| x - 2.0).collect();
+            assert_eq!(c, rounded(&on_top), "nn added {dims:?}");
             let mut c = vec![f32::NAN; m * n];
             T::nt_f32(m, n, k, &a, &b, &mut c);
             assert!(c.iter().zip(&nt).all(|(c, want)| f64::from(*c) == *want), "nt_f32 {dims:?}");
@@ -204,7 +209,8 @@ mod tests {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     f32::nt(m, n, k, &a, &b, &mut c[0]);
-                    f32::nn(m, n, k, &a, &b, &mut c[1]);
+                    f32::nn(m, n, k, &a, &b, &mut c[1], false);
+                    f32::nn(m, n, k, &a, &b, &mut c[1], true);
                     f32::tn_add(m, n, k, &a, &b, &mut c[2]);
                 });
                 c

@@ -15,9 +15,9 @@ pub(super) fn product(
     out: Out,
 ) {
     let b = widen(&b[..k * n]);
-    let out = match out {
+    let (out, add) = match out {
         Out::F32(c, add) => return f32_gemm((m, n, k), (&widen(&a[..m * k]), sa), (&b, sb), c, add),
-        Out::Bf16(c) => c,
+        Out::Bf16(c, add) => (c, add),
     };
     let mut panel = vec![0f32; PANEL.min(m) * n];
     for start in (0..m).step_by(PANEL) {
@@ -26,7 +26,10 @@ pub(super) fn product(
         let sums = &mut panel[..rows * n];
         f32_gemm((rows, n, k), (&a, super::plain(k)), (&b, sb), sums, false);
         let rounded = out[start * n..(start + rows) * n].par_iter_mut().zip(sums.par_iter());
-        rounded.for_each(|(c, &x)| *c = bf16::from_f32(x));
+        match add {
+            true => rounded.for_each(|(c, &x)| *c = bf16::from_f32(c.to_f32() + x)),
+            false => rounded.for_each(|(c, &x)| *c = bf16::from_f32(x)),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tallow_nn::{
     Activation, Attention, AttentionConfig, Build, Embedding, ForwardContext, LayerNorm, Linear, Mlp, Result, Role,
     site,
 };
-use tallow_ops::{Weight, residual_add};
+use tallow_ops::{Weight, narrow, reshape, residual_add};
 
 use crate::config::{Size, check_fractions, check_sizes, most, typed};
 use crate::decoder::check_positions;
@@ -179,11 +179,11 @@ impl ModelConfig for Gpt2Config {
         self.n_positions = max_positions;
     }
 
-    /// Input, norms, outputs and sums (7 c), the fused projection and its three parts (6 c), the attended values (c),
-    /// the feed-forward before and after its activation (2 f).
+    /// Input, both norms' outputs and the first sum (4 c), the fused projection (3 c), the attended values (c), the
+    /// feed-forward before and after its activation (2 f).
     fn block_activations(&self) -> usize {
         let shape = self.shape();
-        14 * shape.hidden_size + 2 * shape.intermediate_size
+        8 * shape.hidden_size + 2 * shape.intermediate_size
     }
 
     fn check_training(&self) -> crate::Result<()> {
@@ -285,9 +285,11 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
-        let (p, layer, c) = (self.resid_pdrop, self.attention.layer, x.dim(2)?);
+        let (p, layer, (b, t, _)) = (self.resid_pdrop, self.attention.layer, x.dims3()?);
+        let AttentionConfig { num_heads: h, head_dim: d, .. } = self.attention.config;
         let qkv = self.c_attn.forward(&self.ln_1.forward(x)?)?;
-        let (q, k, v) = (qkv.narrow(2, 0, c)?, qkv.narrow(2, c, c)?, qkv.narrow(2, 2 * c, c)?);
+        let qkv = reshape(&qkv, (b, t, 3 * h, d))?;
+        let (q, k, v) = (narrow(&qkv, 2, 0, h)?, narrow(&qkv, 2, h, h)?, narrow(&qkv, 2, 2 * h, h)?);
         let y = self.c_proj.forward(&self.attention.forward(&q, &k, &v, cx)?)?;
         let x = residual_add(x, &cx.dropout(y, p, layer, site::ATTENTION)?)?;
         let y = self.mlp.forward(&self.ln_2.forward(&x)?)?;

@@ -12,7 +12,7 @@ use tallow_nn::{
     Attention, AttentionConfig, Build, Embedding, ForwardContext, GatedMlp, Linear, Result, RmsNorm, Role, RopeConfig,
     RopeScaling, site,
 };
-use tallow_ops::{Weight, residual_add};
+use tallow_ops::{Weight, reshape, residual_add};
 
 use crate::config::{Size, check_fractions, check_sizes, most, typed};
 use crate::decoder::check_positions;
@@ -295,12 +295,12 @@ impl ModelConfig for LlamaConfig {
         self.max_position_embeddings = max_positions;
     }
 
-    /// Input, both norms' outputs, attention's and feed-forward's outputs, both sums (7 c); q before and after rotation
-    /// and the attended values (3 h d); k before and after, and v (3 g d); gate, up and their product (3 f).
+    /// Input, both norms' outputs and the first sum (4 c); rotated q and the attended values (2 h d); rotated k, and v
+    /// (2 g d); gate, up and their product (3 f).
     fn block_activations(&self) -> usize {
         let shape = self.shape();
         let heads = shape.num_heads + shape.num_kv_heads;
-        7 * shape.hidden_size + 3 * heads * shape.head_dim + 3 * shape.intermediate_size
+        4 * shape.hidden_size + 2 * heads * shape.head_dim + 3 * shape.intermediate_size
     }
 
     fn check_training(&self) -> crate::Result<()> {
@@ -412,7 +412,11 @@ impl Block {
     fn forward(&self, x: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
         let (p, layer) = (self.residual_dropout, self.attention.layer);
         let y = self.input_layernorm.forward(x)?;
-        let (q, k, v) = (self.q_proj.forward(&y)?, self.k_proj.forward(&y)?, self.v_proj.forward(&y)?);
+        let heads = |projection: &Linear| -> Result<Tensor> {
+            let (b, t, _) = y.dims3()?;
+            Ok(reshape(&projection.forward(&y)?, (b, t, (), self.attention.config.head_dim))?)
+        };
+        let (q, k, v) = (heads(&self.q_proj)?, heads(&self.k_proj)?, heads(&self.v_proj)?);
         let y = self.o_proj.forward(&self.attention.forward(&q, &k, &v, cx)?)?;
         let x = residual_add(x, &cx.dropout(y, p, layer, site::ATTENTION)?)?;
         let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
