@@ -26,6 +26,11 @@ pub use tallow_sampler as sampler;
 pub use tallow_tokenizer as tokenizer;
 pub use tallow_train as train;
 
+/// The example of the front page compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
+
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod open;
