@@ -6,7 +6,7 @@ use crate::metrics::Record;
 /// The most points of training loss that are kept: more than a drawing has pixels.
 const KEPT: usize = 8192;
 
-/// Collects records into a [`Curve`]. Past [`KEPT`] points, each becomes the mean of twice as many steps.
+/// Collects records into a [`Curve`]. Past 8,192 points, each becomes the mean of twice as many steps.
 #[derive(Clone, Debug)]
 pub struct CurveHistory {
     curve: Curve,
