@@ -10,7 +10,9 @@ use tallow_nn::{ForwardContext, ParamStore, RandomInit, StoreOptions, plan_param
 use tallow_ops::{CrossEntropyOptions, KeyRanges, trace};
 
 use crate::backward::{ActivationCheckpointing, forward_backward};
+use crate::config::TrainDtype;
 use crate::optimizer::{AdamW, OptimizerConfig};
+use crate::plan::{MemoryPlan, StepShape};
 use crate::profile::Profile;
 use crate::{Result, memory};
 
@@ -46,6 +48,8 @@ pub struct TrainBenchReport {
     pub mfu: Option<f64>,
     /// Largest resident set of the process, bytes.
     pub peak_bytes: u64,
+    /// What `tallow plan` expects that to be, bytes.
+    pub planned_bytes: u64,
     /// Parameters.
     pub params: usize,
     /// Loss of the last step, nats a token.
@@ -71,6 +75,15 @@ impl TrainBench {
         Ok(parse_config_strict(&value)?.config)
     }
 
+    fn shape(&self) -> StepShape {
+        StepShape {
+            micro_batch_size: self.batch,
+            context_length: self.context,
+            dtype: if self.dtype == DType::BF16 { TrainDtype::Bf16 } else { TrainDtype::F32 },
+            checkpointing: self.checkpointing,
+        }
+    }
+
     /// Trains `warmup + steps` steps on one random batch and reports the median of the last `steps`.
     ///
     /// A step is what a training step is: gradients zeroed, forward, cross-entropy over all tokens, backward, AdamW over
@@ -94,6 +107,7 @@ impl TrainBench {
         let config = self.config()?;
         let (_, specs) = plan_params(|b| config.build(b))?;
         let flops_per_token = config.shape().train_flops_per_token(&specs, self.context);
+        let planned_bytes = MemoryPlan::new(config.as_ref(), &specs, self.shape()).total();
         let options = StoreOptions::trainable(self.dtype, device.clone());
         let store = ParamStore::new(specs, &options, &RandomInit { seed: 0 })?;
         let model = store.build(|b| config.build(b))?;
@@ -124,6 +138,7 @@ impl TrainBench {
             model_gflops: flops_per_token * tokens / median / 1e9,
             mfu: None,
             peak_bytes: memory::peak_resident().unwrap_or(0),
+            planned_bytes,
             params: store.num_elements(),
             loss,
             dtype: self.dtype.as_str(),
