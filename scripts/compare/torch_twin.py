@@ -103,9 +103,11 @@ if a.losses:
     a.losses.write_text("".join(f"{x!r}\n" for x in losses))
 if ours and lines[-1]["tallow_valid_loss"]:
     last = lines[-1]
-    tail = range(run["steps"] - run["steps"] // 10 + 1, run["steps"] + 1)
-    mean = [sum(of[step] for step in tail) / len(tail) for of in (ours_train, dict(enumerate(losses, 1)))]
-    apart = (step for step, loss in enumerate(losses, 1) if abs(ours_train[step] / loss - 1) > 1e-3)
+    # Steps that the run skipped have no loss to compare.
+    both = [(step, ours_train[step], loss) for step, loss in enumerate(losses, 1) if step in ours_train]
+    tail = both[-max(1, run["steps"] // 10):]
+    mean = [sum(pair[of] for pair in tail) / len(tail) for of in (1, 2)]
+    apart = (step for step, x, y in both if abs(x / y - 1) > 1e-3)
     lines.append(dict(
         torch=torch.__version__,
         relative_difference_of_last_validation=round(last["tallow_valid_loss"] / last["torch_valid_loss"] - 1, 6),

@@ -229,6 +229,10 @@ impl Backward for Loss {
         Saves::Nothing
     }
 
+    fn has_given_already(&self) -> bool {
+        self.slot_is_added_to
+    }
+
     fn cost(&self) -> Cost {
         Cost::default()
     }

@@ -26,6 +26,11 @@ pub(crate) trait Backward: Send + Sync + 'static {
     /// The least that the backward could cost, all gradients wanted.
     fn cost(&self) -> Cost;
 
+    /// Whether the forward gave weights their gradients, so that the backward must run.
+    fn has_given_already(&self) -> bool {
+        false
+    }
+
     /// Gives every gradient that is wanted. `dy` is contiguous, of the output's shape and dtype.
     fn backward(&self, saved: Saved<'_>, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()>;
 }

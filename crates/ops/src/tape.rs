@@ -109,7 +109,9 @@ fn slot_of(x: &Tensor) -> Option<usize> {
 fn alias(x: &Tensor, y: Tensor) -> Tensor {
     CURRENT.with_borrow_mut(|tape| {
         let Some(tape) = tape else { return };
-        if let Some(&slot) = tape.slots.get(&x.id()) {
+        if !grad_enabled() {
+            tape.stop(&[x], &y);
+        } else if let Some(&slot) = tape.slots.get(&x.id()) {
             tape.slots.insert(y.id(), slot);
         } else if tape.constants.contains(&x.id()) {
             tape.constants.insert(y.id());
@@ -132,11 +134,7 @@ pub fn constant(x: &Tensor) -> Result<Tensor> {
     let y = x.detach().reshape(x.shape())?;
     CURRENT.with_borrow_mut(|tape| {
         if let Some(tape) = tape {
-            tape.constants.insert(y.id());
-            // Its gradient ends here on purpose.
-            if let Some(&slot) = tape.slots.get(&x.id()) {
-                tape.used[slot] = true;
-            }
+            tape.stop(&[x], &y);
         }
     });
     Ok(y)
@@ -148,7 +146,15 @@ pub(crate) fn finish(op: impl Backward, inputs: &[&Tensor], y: CpuStorage, shape
         return candle_tape::record(op, inputs, y, shape.into());
     }
     let y = tensor_of(y, shape.into())?;
-    if grad_enabled() { push(op, inputs, y, false) } else { constant(&y) }
+    if grad_enabled() {
+        return push(op, inputs, y, false);
+    }
+    CURRENT.with_borrow_mut(|tape| {
+        if let Some(tape) = tape {
+            tape.stop(inputs, &y);
+        }
+    });
+    Ok(y)
 }
 
 /// `y`, made by `op` of `inputs`, on the tape of this thread: recorded if there is anything to differentiate or `always`,
@@ -156,21 +162,9 @@ pub(crate) fn finish(op: impl Backward, inputs: &[&Tensor], y: CpuStorage, shape
 fn push(op: impl Backward, inputs: &[&Tensor], y: Tensor, always: bool) -> Result<Tensor> {
     CURRENT.with_borrow_mut(|tape| {
         let Some(tape) = tape else { return Ok(y) };
-        let name = op.name();
         let held = op.weights();
         let of_tensors = held.iter().filter(|w| w.is_of_tensor()).map(|w| w.value());
-        for x in inputs.iter().copied().chain(of_tensors) {
-            if x.track_op() {
-                bail!("{name}: an operand is on candle's tape, but a `Tape` is recording; detach it, or do not record")
-            }
-            if !tape.slots.contains_key(&x.id()) && !tape.constants.contains(&x.id()) {
-                bail!(
-                    "{name}: an operand {:?} is not on the tape: a candle op on the way to it would cut the gradient; use \
-                     `reshape`, `narrow` or `composed_of` of tallow_ops, or `constant` if no gradient is to go through it",
-                    x.shape()
-                )
-            }
-        }
+        tape.check(op.name(), inputs.iter().copied().chain(of_tensors))?;
         let slots: Vec<Option<usize>> = inputs.iter().map(|x| tape.slots.get(&x.id()).copied()).collect();
         let trained = |weight: &&Weight| match tape.slots.get(&weight.value().id()) {
             Some(slot) if weight.is_of_tensor() => Trained::Recorded(*slot),
@@ -201,6 +195,31 @@ fn push(op: impl Backward, inputs: &[&Tensor], y: Tensor, always: bool) -> Resul
 }
 
 impl Tape {
+    /// Fails if an operand comes from elsewhere than a recorded op or a constant.
+    fn check<'a>(&self, name: &str, operands: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+        for x in operands {
+            if x.track_op() {
+                bail!("{name}: an operand is on candle's tape, but a `Tape` is recording; detach it, or do not record")
+            }
+            if !self.slots.contains_key(&x.id()) && !self.constants.contains(&x.id()) {
+                bail!(
+                    "{name}: an operand {:?} is not on the tape: a candle op on the way to it would cut the gradient; use \
+                     `reshape`, `narrow` or `composed_of` of tallow_ops, or `constant` if no gradient is to go through it",
+                    x.shape()
+                )
+            }
+        }
+        Ok(())
+    }
+
+    /// `y` holds values of `x`, whose gradient is not to go through it.
+    fn stop(&mut self, x: &[&Tensor], y: &Tensor) {
+        self.constants.insert(y.id());
+        for slot in x.iter().filter_map(|x| self.slots.get(&x.id())) {
+            self.used[*slot] = true;
+        }
+    }
+
     /// Whether nothing was recorded, because nothing in it is trained.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
@@ -252,7 +271,12 @@ impl Tape {
 impl Node {
     fn backward(self, grads: &mut [Slot]) -> Result<()> {
         // None: its result was used by `constant` alone, or by ops whose results were.
-        let Some(dy) = grads[self.slot].take().into_tensor() else { return Ok(()) };
+        let Some(dy) = grads[self.slot].take().into_tensor() else {
+            if self.op.has_given_already() {
+                bail!("{}: no gradient reaches it, but its weights have theirs already", self.op.name())
+            }
+            return Ok(());
+        };
         let dy = dy.reshape(self.shape)?;
         let held = self.op.weights();
         let weights = held.iter().zip(&self.weights).map(|(weight, trained)| match (trained, weight.grad()) {
@@ -297,8 +321,11 @@ pub fn reshape(x: &Tensor, shape: impl ShapeWithOneHole) -> Result<Tensor> {
 /// If the range is not within the dimension.
 pub fn narrow(x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
     let y = x.narrow(dim, start, len)?;
-    if y.id() == x.id() || !recording() {
+    if !recording() || (y.id() == x.id() && grad_enabled()) {
         return Ok(y);
+    }
+    if !grad_enabled() {
+        return constant(&y);
     }
     let inner: usize = x.dims()[dim + 1..].iter().product();
     let op = Narrow { shape: x.shape().clone(), row: x.dims()[dim] * inner, from: start * inner, len: len * inner };
@@ -340,7 +367,7 @@ impl Backward for Narrow {
 }
 
 /// Runs `f`, which composes candle ops, as one op over `inputs`: on any tape, with the gradients that candle computes. So do
-/// ops of other crates enter a recording. Trained weights may be captured; a recorded tensor must be among the inputs, a
+/// ops of other crates enter a recording. Trained weights may be captured; a recorded tensor must be among the inputs: a
 /// captured one is a constant.
 ///
 /// # Errors
@@ -354,6 +381,10 @@ pub fn composed_of(
         let y = f(&inputs.iter().map(|x| (*x).clone()).collect::<Vec<_>>())?;
         return if recording() { constant(&y) } else { Ok(y) };
     }
+    CURRENT.with_borrow(|tape| match tape {
+        Some(tape) => tape.check(name, inputs.iter().copied()),
+        None => Ok(()),
+    })?;
     let mut vars = vec![];
     for x in inputs {
         vars.push(match slot_of(x) {
@@ -367,6 +398,9 @@ pub fn composed_of(
         f(&vars)?
     };
     if !y.track_op() {
+        if vars.iter().any(|var| var.track_op()) {
+            bail!("{name}: the ops in it cut the gradient; use `constant` if that is meant")
+        }
         return constant(&y);
     }
     let detached = y.detach();
@@ -399,6 +433,9 @@ impl Backward for Composed {
                 bail!("{}: an op in it cuts the gradient of operand {i}", self.name)
             };
             grads.pass(i, &dx.detach().contiguous()?)?;
+        }
+        if made.get_ids().next().is_some() {
+            bail!("{}: a variable in it is none of its inputs, and its gradient would be lost", self.name)
         }
         Ok(())
     }

@@ -111,8 +111,8 @@ impl Weight {
     }
 }
 
-/// A tensor on a tape gets its gradient there (candle's `GradStore`, or [`Tape::backward`](crate::Tape::backward)); one that
-/// is on none is frozen.
+/// A tensor on a tape gets its gradient there (candle's `GradStore`, or [`Tape::backward`](crate::Tape::backward)); outside
+/// of a recording one that is on none is frozen, within it is an error.
 impl From<Tensor> for Weight {
     fn from(value: Tensor) -> Self {
         Self { value, kind: Kind::OfTensor }

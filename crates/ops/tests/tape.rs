@@ -118,6 +118,13 @@ fn the_loss_is_an_op_like_any_other_but_starts_from_one() {
     assert_close("dw", &slot_sum(&weight, &bucket), &want[1], 1e-6);
     let (made, tape) = record(&[&x], || loss(&x)).unwrap();
     let two = (made.loss.ones_like().unwrap() * 2.0).unwrap();
+    let (stopped, aside) = record(&[&x], || {
+        constant(&loss(&x)?.loss)?;
+        linear(&x, &Weight::frozen(w.clone()), None)
+    })
+    .unwrap();
+    let error = aside.backward(stopped.clone(), stopped).unwrap_err().to_string();
+    assert!(error.contains("weights have theirs already"), "{error}");
     assert!(tape.backward(made.loss, two).unwrap_err().to_string().contains("CrossEntropyOptions::scale"));
 }
 
@@ -152,8 +159,13 @@ fn what_cuts_the_gradient_is_an_error() {
     let error = record(&[&x, &v], || two(&v)).err().unwrap().to_string();
     assert!(error.contains("not on the tape"), "{error}");
     // In what composes candle ops.
-    let error = cut(&|| composed_of("half", &[&x], |x| &x[0].detach() + &random((4, 6), 6, 1.0)));
-    assert!(error.contains("nothing that was recorded"), "{error}");
+    let error = cut(&|| residual_add(&x, &composed_of("half", &[&x], |x| &x[0].detach() + &random((4, 6), 6, 1.0))?));
+    assert!(error.contains("half: the ops in it cut the gradient"), "{error}");
+    let error = cut(&|| residual_add(&x, &composed_of("half", &[&(&x * 2.0)?], |x| &x[0] + 1.0)?));
+    assert!(error.contains("half: an operand [4, 6] is not on the tape"), "{error}");
+    let captured = candle_core::Var::from_tensor(&x).unwrap();
+    let error = cut(&|| composed_of("half", &[&x], |x| &x[0] * captured.as_tensor()));
+    assert!(error.contains("half: a variable in it is none of its inputs"), "{error}");
     let error = cut(&|| {
         let y = linear(&x, &w, None)?;
         composed_of("half", &[&x, &y], |x| &x[0].detach() + &x[1])
@@ -220,6 +232,10 @@ fn constants_stop_a_gradient_and_frozen_parts_are_constants() {
     let (y, tape) = record(&[&x], || {
         let stopped = constant(&x)?;
         let aside = linear(&stopped, &frozen, None)?;
+        // Read without gradients alone.
+        let read = linear(&x, &frozen, None)?;
+        let read = no_grad(|| narrow(&reshape(&read, (2, 12))?, 1, 0, 12))?;
+        assert!(no_grad(|| linear(&reshape(&read, (4, 6))?, &weight, None))?.elem_count() == 24);
         residual_add(&x, &residual_add(&aside, &no_grad(|| linear(&x, &weight, None))?)?)
     })
     .unwrap();

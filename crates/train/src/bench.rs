@@ -116,9 +116,10 @@ impl TrainBench {
         let batch = self.batch(device)?;
         let mut times = Vec::with_capacity(self.steps);
         let mut loss = f64::NAN;
+        let mut tracing = None;
         for step in 0..self.warmup + self.steps {
             if traced && step == self.warmup {
-                trace::start();
+                tracing = Some(Tracing::start());
             }
             let start = Instant::now();
             loss = self.step(model.as_ref(), &store, &mut optimizer, &batch, step as u64 + 1)?;
@@ -127,7 +128,7 @@ impl TrainBench {
                 times.push(start.elapsed().as_secs_f64());
             }
         }
-        let events = if traced { trace::stop() } else { vec![] };
+        let events = if tracing.is_some() { trace::stop() } else { vec![] };
         let profile = Profile { events, steps: times.len(), seconds: times.iter().sum() };
         times.sort_by(f64::total_cmp);
         let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
@@ -181,6 +182,22 @@ impl TrainBench {
         let sums = forward_backward(model, &batch.ids, &batch.targets, &mut cx, &options, self.checkpointing)?;
         optimizer.step(store, 3e-4, step, 0.0)?;
         Ok(sums.mean())
+    }
+}
+
+/// Spans are noted until it is dropped, also by an error.
+struct Tracing;
+
+impl Tracing {
+    fn start() -> Self {
+        trace::start();
+        Self
+    }
+}
+
+impl Drop for Tracing {
+    fn drop(&mut self) {
+        trace::stop();
     }
 }
 

@@ -1,5 +1,6 @@
 //! A profile of training steps: what each op took, beside the least that it could have taken.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use serde::Serialize;
@@ -50,10 +51,10 @@ impl Profile {
     pub fn rows(&self, peaks: Peaks) -> Vec<Row> {
         let steps = self.steps.max(1) as f64;
         let mut sums: HashMap<(&str, bool), (f64, f64, f64, f64)> = HashMap::new();
-        for event in self.events.iter().filter(|e| e.kind == Kind::Op) {
+        for (event, self_us) in self_times(&self.events) {
             let sum = sums.entry((&event.name, event.backward)).or_default();
             sum.0 += 1.0;
-            sum.1 += event.duration_us / 1e3;
+            sum.1 += self_us / 1e3;
             sum.2 += event.cost.flops / peaks.flops * 1e3;
             sum.3 += event.cost.bytes / peaks.bandwidth * 1e3;
         }
@@ -125,23 +126,49 @@ impl Profile {
     }
 }
 
+/// Each op with its microseconds less those of the ops within it.
+fn self_times(events: &[Event]) -> Vec<(&Event, f64)> {
+    let mut ops: Vec<(&Event, f64)> =
+        events.iter().filter(|e| e.kind == Kind::Op).map(|e| (e, e.duration_us)).collect();
+    ops.sort_by(|(a, _), (b, _)| {
+        (a.thread, a.start_us).partial_cmp(&(b.thread, b.start_us)).unwrap_or(Ordering::Equal)
+    });
+    let mut open: Vec<usize> = vec![];
+    for i in 0..ops.len() {
+        let (event, _) = ops[i];
+        while let Some(&outer) = open.last() {
+            let (outer, _) = ops[outer];
+            if outer.thread == event.thread && event.start_us < outer.start_us + outer.duration_us {
+                break;
+            }
+            open.pop();
+        }
+        if let Some(&outer) = open.last() {
+            ops[outer].1 -= event.duration_us;
+        }
+        open.push(i);
+    }
+    ops
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use tallow_ops::trace::Cost;
 
-    fn event(name: &'static str, kind: Kind, duration_us: f64, flops: f64, bytes: f64) -> Event {
-        let (backward, start_us, thread) = (false, 0.0, 0);
+    fn event(name: &'static str, kind: Kind, start_us: f64, duration_us: f64, (flops, bytes): (f64, f64)) -> Event {
+        let (backward, thread) = (false, 0);
         Event { name: name.into(), kind, backward, start_us, duration_us, thread, cost: Cost { flops, bytes } }
     }
 
     #[test]
     fn rows_add_up_to_the_step_and_know_their_floor() {
         let events = vec![
-            event("linear", Kind::Op, 600.0, 4e5, 1e3),
-            event("linear", Kind::Op, 600.0, 4e5, 1e3),
-            event("rope", Kind::Op, 200.0, 0.0, 1e5),
-            event("block 0", Kind::Stage, 1500.0, 0.0, 0.0),
+            event("linear", Kind::Op, 0.0, 600.0, (4e5, 1e3)),
+            // Within the second product.
+            event("rope", Kind::Op, 800.0, 200.0, (0.0, 1e5)),
+            event("linear", Kind::Op, 700.0, 800.0, (4e5, 1e3)),
+            event("block 0", Kind::Stage, 0.0, 1500.0, (0.0, 0.0)),
         ];
         let profile = Profile { events, steps: 2, seconds: 2e-3 };
         let rows = profile.rows(Peaks { flops: 1e9, bandwidth: 1e9 });

@@ -128,8 +128,11 @@ impl Trainer {
     fn restore(&mut self, path: &Path) -> Result<()> {
         self.state = self.checkpoints.restore(path, &self.store, &self.optimizer, &self.loader)?;
         let scored_on = self.validation.as_ref().map(Validation::identity);
-        if self.state.scored_on != scored_on {
-            (self.state.best_loss, self.state.best_step, self.state.scored_on) = (None, None, scored_on);
+        // The best of other text is no longer the one to beat, but it is kept until another takes its place.
+        match (&self.state.scored_on, &scored_on) {
+            (Some(was), Some(is)) if was != is => (self.state.best_loss, self.state.scored_on) = (None, scored_on),
+            (None, Some(_)) => self.state.scored_on = scored_on,
+            _ => {}
         }
         if let Some(anomaly) = self.state.anomaly.clone() {
             self.anomaly = anomaly.with_config(self.resolved.run.anomaly.clone());

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -176,7 +175,10 @@ fn train(args: TrainArgs) -> anyhow::Result<()> {
     let (mut report, profile) = match &args.profile {
         Some(path) => {
             // Found out before minutes are spent.
-            std::fs::write(path, "").with_context(|| format!("{}: cannot be written", path.display()))?;
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
+                return Err(exit::usage(format!("--profile {}: is no place for a file", path.display())));
+            }
             let (report, profile) = bench.profile(&Device::Cpu)?;
             (report, Some(profile))
         }
@@ -191,7 +193,7 @@ fn train(args: TrainArgs) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if let (Some(path), Some(profile)) = (&args.profile, &profile) {
         let trace = profile.chrome_trace().to_string();
-        std::fs::write(path, trace).with_context(|| format!("{}: cannot be written", path.display()))?;
+        tallow_formats::atomic_write(path, trace.as_bytes())?;
         let peaks = Peaks { flops: peak, bandwidth: peak::bandwidth().copy };
         match args.json {
             true => eprint!("{}", profile.table(peaks)),

@@ -1,4 +1,5 @@
-//! The curve of a run as it grows, in memory that does not grow with it.
+//! The curve of a run as it grows. Training losses are kept in memory that does not grow with it; of validations there
+//! are few.
 
 use super::Curve;
 use crate::metrics::Record;
@@ -34,6 +35,7 @@ impl CurveHistory {
                 }
             }
             Record::Step(_) => {}
+            Record::Eval(r) if !r.valid_loss.is_finite() => {}
             Record::Eval(r) => {
                 self.curve.valid.push((r.step, r.valid_loss));
                 self.curve.bits_per_byte_per_nat = Some(r.bits_per_byte / r.valid_loss);
@@ -45,7 +47,9 @@ impl CurveHistory {
     pub fn back_to(&mut self, step: u64) {
         self.curve.train.retain(|p| p.0 <= step);
         self.curve.valid.retain(|p| p.0 <= step);
-        self.pending = (0.0, 0, 0);
+        if self.pending.2 > step {
+            self.pending = (0.0, 0, 0);
+        }
     }
 
     /// The curve of what there is.
