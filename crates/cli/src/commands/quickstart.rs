@@ -92,7 +92,7 @@ pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     let run = pretrain::RunFile::new(file.clone(), vec![]).prepare(false)?;
     let model = pretrain::train(run, false, false, &interrupt).inspect_err(|error| {
         if error.is::<exit::Interrupted>() {
-            eprintln!("  tallow pretrain {} --resume", file.display());
+            eprintln!("  {} pretrain {} --resume", program(), file.display());
         }
     })?;
 
@@ -103,8 +103,13 @@ pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     eprintln!("  metrics    {}", out.join("metrics.jsonl").display());
     eprintln!("  run file   {}", file.display());
     eprintln!("  model      {}", model.display());
-    eprintln!("  try        tallow generate --model {} --prompt 'My fellow citizens'", model.display());
+    eprintln!("  try        {} generate --model {} --prompt 'My fellow citizens'", program(), model.display());
     Ok(())
+}
+
+/// This program as it was called: it need not be on the path.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "tallow".into())
 }
 
 /// What a quickstart's run file begins with.
