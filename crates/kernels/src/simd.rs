@@ -50,8 +50,8 @@ impl Level {
 /// If it names no level, or one that this CPU lacks.
 pub fn init() -> Result<Level, UnknownLevel> {
     match std::env::var_os("TALLOW_SIMD") {
-        Some(value) => Level::parse(&value.to_string_lossy(), detect()),
-        None => Ok(detect()),
+        Some(value) => Level::parse(&value.to_string_lossy(), best()),
+        None => Ok(best()),
     }
 }
 
@@ -61,8 +61,9 @@ pub fn level() -> Level {
     *LEVEL.get_or_init(|| init().unwrap_or_else(|error| error.best))
 }
 
+/// The best level of this CPU.
 #[cfg(target_arch = "x86_64")]
-fn detect() -> Level {
+pub fn best() -> Level {
     if crate::lanes::Avx512::new().is_some() {
         Level::Avx512
     } else if crate::lanes::Avx2::new().is_some() {
@@ -72,8 +73,9 @@ fn detect() -> Level {
     }
 }
 
+/// The best level of this CPU.
 #[cfg(not(target_arch = "x86_64"))]
-fn detect() -> Level {
+pub fn best() -> Level {
     Level::Scalar
 }
 

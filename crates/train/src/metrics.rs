@@ -33,6 +33,9 @@ pub struct StepRecord {
     /// Tokens a second of this step, over all ranks.
     #[serde(with = "nullable")]
     pub tokens_per_s: f64,
+    /// Seconds of this step that went by waiting for its batch; 0 where the loader kept ahead.
+    #[serde(default)]
+    pub data_wait_s: f64,
     /// Model FLOPs utilisation: part of the measured peak, from 0 to 1. `None` where no peak is known.
     #[serde(default)]
     pub mfu: Option<f64>,
@@ -314,6 +317,7 @@ mod tests {
             lr: 1e-3,
             grad_norm: 0.5,
             tokens_per_s: 1234.5,
+            data_wait_s: 0.0,
             mfu: None,
             memory: 1 << 30,
             elapsed_s: step as f64,

@@ -94,6 +94,9 @@ fn scaled(count: u64, base: f64, units: &[&str]) -> String {
     format!("{text}{}", units[unit])
 }
 
+/// Seconds from which waiting for data is worth a word: a loader that keeps ahead answers in microseconds.
+const WAIT: f64 = 0.01;
+
 /// One plain line of a step: where it is, loss, gradient norm, rate, speed, memory and the time left (`eta`, seconds).
 ///
 /// ```text
@@ -115,6 +118,9 @@ pub fn step_line(record: &StepRecord, total_steps: u64, eta: Option<f64>) -> Str
     }
     if record.memory > 0 {
         line += &format!("  mem {}", format_bytes(record.memory));
+    }
+    if record.data_wait_s >= WAIT {
+        line += &format!("  waited {:.2}s for data", record.data_wait_s);
     }
     if record.skipped {
         line += "  SKIPPED";
@@ -210,6 +216,7 @@ mod tests {
             lr: 2.94e-4,
             grad_norm: 0.8312,
             tokens_per_s: 5_312.0,
+            data_wait_s: 0.0,
             mfu: Some(0.4123),
             memory: 1_288_490_189,
             elapsed_s: 46.0,
@@ -227,6 +234,8 @@ mod tests {
         let bare = StepRecord { mfu: None, memory: 0, skipped: true, loss: f64::NAN, ..record() };
         let line = step_line(&bare, 1000, None);
         assert!(line.contains("loss NaN") && line.ends_with("tok/s  SKIPPED"), "{line}");
+        let line = step_line(&StepRecord { data_wait_s: 0.25, ..record() }, 1000, None);
+        assert!(line.ends_with("  waited 0.25s for data"), "{line}");
         let eval =
             EvalRecord { step: 120, valid_loss: 4.1032, bits_per_byte: 1.7341, perplexity: 60.53, tokens: 102_400 };
         let line = eval_line(&eval, 1000);

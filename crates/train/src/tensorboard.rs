@@ -68,6 +68,7 @@ impl EventLog {
             ("train/grad_norm", record.grad_norm),
             ("train/tokens", record.tokens as f64),
             ("speed/tokens_per_s", record.tokens_per_s),
+            ("speed/data_wait_s", record.data_wait_s),
             ("speed/memory_bytes", record.memory as f64),
         ];
         values.extend(record.mfu.map(|mfu| ("speed/mfu", mfu)));
@@ -303,6 +304,7 @@ mod tests {
             lr: 4.0,
             grad_norm: 5.0,
             tokens_per_s: 6.0,
+            data_wait_s: 7.0,
             mfu: Some(0.5),
             memory: 8,
             elapsed_s: 9.0,
@@ -311,7 +313,7 @@ mod tests {
         log.step(&record).unwrap();
         let (_, values) = scalars(&records(&std::fs::read(log.path()).unwrap())[1]);
         let values: Vec<f32> = values.iter().map(|(_, v)| *v).collect();
-        assert_eq!(values, [3.0, 4.0, 5.0, 2.0, 6.0, 8.0, 0.5]);
+        assert_eq!(values, [3.0, 4.0, 5.0, 2.0, 6.0, 7.0, 8.0, 0.5]);
     }
 
     #[test]

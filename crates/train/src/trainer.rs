@@ -154,6 +154,7 @@ impl Trainer {
             }
             let started = Instant::now();
             let batch = batches.next().ok_or_else(|| self.data_ended())??;
+            let data_wait_s = started.elapsed().as_secs_f64();
             let sums = self.forward_backward(&batch)?;
             if self.state.step == 0 {
                 audit_gradients(&self.store)?;
@@ -174,7 +175,7 @@ impl Trainer {
             }
             self.advance(&batch, skipped);
             let seconds = started.elapsed().as_secs_f64();
-            let record = self.record(sums, lr, grad_norm, seconds, skipped);
+            let record = StepRecord { data_wait_s, ..self.record(sums, lr, grad_norm, seconds, skipped) };
             self.tell(observer, Event::Step(&record))?;
             let last = self.state.step == total;
             let best = (self.due(self.resolved.run.eval.every) || last) && self.validate(observer)?;
@@ -308,6 +309,7 @@ impl Trainer {
             lr,
             grad_norm,
             tokens_per_s,
+            data_wait_s: 0.0,
             mfu: self.resolved.peak_flops.map(|peak| tokens_per_s * self.resolved.flops_per_token / peak),
             memory: memory::peak_resident().unwrap_or(0),
             elapsed_s: self.state.elapsed_before + self.started.elapsed().as_secs_f64(),

@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask check-deps | check | docs | test | fixtures`.
+//! Developer commands: `cargo xtask check-deps | check | docs | test | fixtures | bench`.
 //!
 //! Not part of the product: nothing depends on this crate, and it depends on no room of the house, so that it builds in
 //! seconds and works while a room is broken.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod edges;
 mod files;
 mod links;
@@ -28,6 +29,8 @@ Commands:
   test        every test and doctest of the workspace, by cargo-nextest where it is installed
   fixtures    writes the committed fixtures again: scripts/fixtures/*.py (needs torch and transformers; PYTHON names
               the interpreter, python3 by default)
+  bench       --compare BASE [--rounds 3] [-- ARGS]: `tallow bench ARGS` of the working tree and of commit BASE in turn
+              (training in f32 and bf16, and single ops, unless told), and the ratios of their medians
   help        this text
 ";
 
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
             print!("{HELP}");
             return ExitCode::SUCCESS;
         }
+        ["bench", options @ ..] => return finish(bench(options)),
         [command] => *command,
         [_, extra, ..] => {
             eprintln!("error: unexpected argument {extra:?}\n\n{HELP}");
@@ -56,6 +60,14 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    finish(result)
+}
+
+fn bench(options: &[&str]) -> Result<()> {
+    bench::Compare::parse(options)?.run(&workspace_root()?)
+}
+
+fn finish(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

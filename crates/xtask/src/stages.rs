@@ -70,7 +70,8 @@ pub fn fixtures(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn cargo(root: &Path) -> Command {
+/// A cargo command in `root`, by the cargo that runs this.
+pub fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.current_dir(root);
     command
@@ -81,7 +82,8 @@ fn has_nextest(root: &Path) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a command; its failure is an error that shows it.
+pub fn run(command: &mut Command) -> Result<()> {
     let shown = format!("{command:?}");
     let status = command.status().with_context(|| format!("cannot run {shown}"))?;
     if !status.success() {

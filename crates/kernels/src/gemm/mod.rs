@@ -1,15 +1,17 @@
 //! Matrix products: the three that a linear layer needs, in f32 and bf16, threaded.
 //!
-//! f32 goes through the `gemm` crate, which reaches the machine's AVX-512 or AVX2 rate. bf16 has no library to go to: with
+//! f32 goes through the `gemm` crate (`library`), which reaches the machine's AVX-512 or AVX2 rate. bf16 has no library to go to: with
 //! AVX512-BF16 it runs on the instruction that multiplies pairs and adds in f32 (`bf16_native`), elsewhere operands are
 //! widened and go the f32 way. Sums are f32 always.
 
 mod bf16_native;
+mod library;
 mod widened;
 
 use half::bf16;
 
 use crate::lanes::Element;
+use crate::simd;
 
 /// Products of up to this many multiply-adds are not worth a second thread.
 const SERIAL: usize = 1 << 16;
@@ -36,50 +38,16 @@ pub(crate) struct Strides {
     pub(crate) cols: usize,
 }
 
-/// `c = beta * c + a b` over strided f32 operands, `beta` 0 or 1.
+/// `c = a b`, or `c += a b` if `add`, over strided f32 operands.
 fn f32_gemm(
-    (m, n, k): (usize, usize, usize),
-    (a, sa): (&[f32], Strides),
-    (b, sb): (&[f32], Strides),
+    dims @ (m, n, k): (usize, usize, usize),
+    a: (&[f32], Strides),
+    b: (&[f32], Strides),
     c: &mut [f32],
     add: bool,
 ) {
-    assert!(a.len() >= m * k && b.len() >= k * n && c.len() >= m * n, "matrix product: a slice is too short");
-    if m == 0 || n == 0 {
-        return;
-    }
-    if k == 0 {
-        if !add {
-            c[..m * n].fill(0.0);
-        }
-        return;
-    }
     let parallelism = if m * n * k <= SERIAL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
-    // SAFETY: the slices hold m * k, k * n and m * n elements (asserted), the strides address within them, `c` is borrowed
-    // for writing and does not overlap the others, and no operand is empty.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            n as isize,
-            add,
-            a.as_ptr(),
-            sa.cols as isize,
-            sa.rows as isize,
-            b.as_ptr(),
-            sb.cols as isize,
-            sb.rows as isize,
-            if add { 1.0 } else { 0.0 },
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
+    library::Product { dims, a, b, c, add, parallelism }.compute(simd::level(), simd::best());
 }
 
 /// Strides of a row-major matrix with `cols` columns, as it is.
@@ -197,6 +165,31 @@ mod tests {
     fn all_products_match_f64() {
         check::<f32>();
         check::<bf16>();
+    }
+
+    /// Whatever `TALLOW_SIMD` may ask for on this CPU.
+    #[test]
+    fn every_level_gives_the_exact_product() {
+        for dims @ (m, n, k) in [(1, 1, 1), (1, 40, 3), (13, 33, 17), (70, 90, 65), (515, 9, 31), (4, 0, 2), (2, 3, 0)]
+        {
+            let (a, b) = (whole::<f32>(m * k, 1), whole::<f32>(k * n, 2));
+            for (sa, sb) in [(plain(k), turned(k)), (plain(k), plain(n)), (turned(m), plain(n))] {
+                let at = |i: usize, p: usize| a[i * sa.rows + p * sa.cols];
+                let want = exact(dims, at, |p, j| b[p * sb.rows + j * sb.cols]);
+                for level in [simd::Level::Scalar, simd::Level::Avx2, simd::Level::Avx512] {
+                    // Above the CPU's best the library decides; saying that there is more makes it take the lower kernels.
+                    for add in [false, true] {
+                        let mut c = vec![if add { 3.0 } else { f32::NAN }; m * n];
+                        let parallelism = gemm::Parallelism::Rayon(0);
+                        let (a, b) = ((&a[..], sa), (&b[..], sb));
+                        library::Product { dims, a, b, c: &mut c, add, parallelism }
+                            .compute(level, simd::Level::Avx512);
+                        let on_top = if add { 3.0 } else { 0.0 };
+                        assert!(c.iter().zip(&want).all(|(c, w)| f64::from(*c) == w + on_top), "{level:?} {dims:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -83,9 +83,21 @@ mod tests {
     use crate::metrics::{EvalRecord, StepRecord};
 
     fn step(step: u64, loss: f64) -> Record {
-        let (tokens, lr, grad_norm, tokens_per_s) = (step * 10, 1e-3, 1.0, 100.0);
+        let (tokens, lr, grad_norm, tokens_per_s, data_wait_s) = (step * 10, 1e-3, 1.0, 100.0, 0.0);
         let (mfu, memory, elapsed_s, skipped) = (None, 0, 0.0, false);
-        Record::Step(StepRecord { step, tokens, loss, lr, grad_norm, tokens_per_s, mfu, memory, elapsed_s, skipped })
+        Record::Step(StepRecord {
+            step,
+            tokens,
+            loss,
+            lr,
+            grad_norm,
+            tokens_per_s,
+            data_wait_s,
+            mfu,
+            memory,
+            elapsed_s,
+            skipped,
+        })
     }
 
     #[test]
