@@ -1,26 +1,41 @@
 //! bf16 products on AVX512-BF16: `vdpbf16ps` multiplies pairs of bf16 and adds both products to an f32 lane.
 //!
-//! Blocking after Goto and van de Geijn (2008). Rows of the result are dealt to the threads; each packs its rows of `a`
-//! once, in panels of 12 rows with the two elements of a pair together, then takes the columns 32 at a time in blocks of
-//! `NC`, whose part of `b` it packs likewise. The inner loop keeps a 12 x 32 tile in 24 registers; its loads (176 bytes for
-//! 24 multiply-adds) come from L2 without stalling, so `KC` need not fit L1.
+//! Blocking after Goto and van de Geijn (2008). The result is dealt to the threads as a grid of rows and columns, the one
+//! that repeats the least packing. Each takes its rows of `a` in blocks that are packed once, in panels of 12 rows, and
+//! its columns 32 at a time in blocks whose part of `b` is packed likewise. The inner loop keeps a 12 x 32 tile in 24
+//! registers; its loads (176 bytes for 24 multiply-adds) come from L2 without stalling, so panels need not fit L1. Where
+//! all of `b` packed is small it is kept, and `a` is taken in blocks that stay in L2; elsewhere `b` is packed again for each
+//! block of `a`, and those are large.
+
+mod pack;
+mod store;
+
+use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
+use self::pack::{Operand, pack};
+use self::store::{Target, add_tile};
 use super::{Out, Strides};
+use crate::memory::unspecified;
 
 /// Rows and columns of a tile.
 const MR: usize = 12;
 const NR: usize = 32;
 /// Elements of the inner dimension between two visits of the result; even.
-const KC: usize = 1024;
-/// Columns whose packed part of `b` is in use at once: 256 x 1024 x 2 bytes, half of a 1 MiB L2.
-const NC: usize = 256;
+const KC: usize = 2048;
+/// Elements of `b` up to which all of it is packed once, for every block of `a`: 4 MiB.
+const KEPT_B: usize = 1 << 21;
+/// Elements of `a` that are packed at once beside it: 256 KiB, so that they are still in L2 when they are used.
+const BLOCK_A: usize = 1 << 17;
+/// The same for a larger `b`, which is packed again for each block of `a`: 512 KiB of `b`, 8 MiB of `a`.
+const BLOCK_OF_LARGE_B: usize = 1 << 18;
+const BLOCK_BESIDE_LARGE_B: usize = 1 << 22;
 
 type Tile = [[f32; NR]; MR];
 
-/// `tile = a panel x b panel` with some instruction set.
+/// `tile = a panel x b panel` with some instruction set; overwrites all of the tile.
 ///
 /// # Safety
 /// The CPU has that instruction set.
@@ -41,20 +56,14 @@ impl Kernel {
     }
 }
 
-/// Rows of the result that one task owns.
-enum Rows<'a> {
-    Bf16(&'a mut [bf16], bool),
-    F32(&'a mut [f32], bool),
-}
-
 pub(super) fn product(
     kernel: Kernel,
     (m, n, k): (usize, usize, usize),
-    a: (&[bf16], Strides),
-    b: (&[bf16], Strides),
+    (a, sa): (&[bf16], Strides),
+    (b, sb): (&[bf16], Strides),
     out: Out,
 ) {
-    assert!(a.0.len() >= m * k && b.0.len() >= k * n, "matrix product: a slice is too short");
+    assert!(a.len() >= m * k && b.len() >= k * n, "matrix product: a slice is too short");
     if m == 0 || n == 0 || k == 0 {
         match out {
             Out::Bf16(c, false) => c[..m * n].fill(bf16::ZERO),
@@ -64,155 +73,130 @@ pub(super) fn product(
         return;
     }
     let threads = if m * n * k <= super::SERIAL { 1 } else { rayon::current_num_threads() };
-    let rows = m.div_ceil(threads).next_multiple_of(MR);
-    let task =
-        |index: usize, out: Rows| rows_product(kernel, index * rows, (m.min((index + 1) * rows), n, k), a, b, out);
-    match out {
-        Out::Bf16(c, add) => {
-            c[..m * n].par_chunks_mut(rows * n).enumerate().for_each(|(i, c)| task(i, Rows::Bf16(c, add)));
-        }
-        Out::F32(c, add) => {
-            c[..m * n].par_chunks_mut(rows * n).enumerate().for_each(|(i, c)| task(i, Rows::F32(c, add)));
-        }
+    let grid = Grid::new(m, n, threads);
+    let task = Task {
+        kernel,
+        k,
+        a: Operand { values: a, line: sa.rows, step: sa.cols },
+        b: Operand { values: b, line: sb.cols, step: sb.rows },
+        target: Target::new(out, m, n),
+    };
+    match grid.parts() {
+        1 => task.part(0..m, 0..n),
+        parts => (0..parts).into_par_iter().for_each(|part| {
+            let (rows, cols) = grid.part(part);
+            task.part(rows, cols);
+        }),
     }
 }
 
-/// Rows `start..end` of the result.
-fn rows_product(
-    kernel: Kernel,
-    start: usize,
-    (end, n, k): (usize, usize, usize),
-    (a, sa): (&[bf16], Strides),
-    (b, sb): (&[bf16], Strides),
-    mut out: Rows,
-) {
-    let panels = (end - start).div_ceil(MR);
-    let pairs = k.div_ceil(2);
-    // Panel p holds rows start + 12 p.. as [pair][row][2].
-    let mut packed_a = vec![bf16::ZERO; panels * pairs * 2 * MR];
-    for (p, panel) in packed_a.chunks_exact_mut(pairs * 2 * MR).enumerate() {
-        let first = start + p * MR;
-        pack::<MR>(panel, a, (sa.rows, sa.cols), (first, end.min(first + MR)), (0, k));
-    }
-    let block = NC.min(n.next_multiple_of(NR));
-    let mut packed_b = vec![bf16::ZERO; block * KC.min(2 * pairs)];
-    let several = k > KC;
-    let mut sums = vec![0f32; if several { panels * MR * block } else { 0 }];
-    for col in (0..n).step_by(NC) {
-        let cols = NC.min(n - col);
-        sums.fill(0.0);
-        let mut at = 0;
-        loop {
-            let depth = KC.min(k - at);
-            let depth_pairs = depth.div_ceil(2);
-            for (p, panel) in packed_b.chunks_exact_mut(depth_pairs * 2 * NR).enumerate().take(cols.div_ceil(NR)) {
-                let first = col + p * NR;
-                pack::<NR>(panel, b, (sb.cols, sb.rows), (first, (col + cols).min(first + NR)), (at, at + depth));
-            }
-            let last = at + depth == k;
-            for pb in 0..cols.div_ceil(NR) {
-                let b_panel = &packed_b[pb * depth_pairs * 2 * NR..][..depth_pairs * 2 * NR];
-                for pa in 0..panels {
-                    let a_panel = &packed_a[(pa * pairs + at / 2) * 2 * MR..][..depth_pairs * 2 * MR];
-                    let mut tile = [[0f32; NR]; MR];
-                    // SAFETY: there is a kernel only where the CPU has its instructions.
-                    unsafe { (kernel.0)(a_panel, b_panel, &mut tile) };
-                    let place = Place { row: pa * MR, col: pb * NR };
-                    if several {
-                        add_tile(&tile, place, block, &mut sums);
-                    }
-                    if last {
-                        let height = MR.min(end - start - place.row);
-                        let width = NR.min(cols - place.col);
-                        let held = several.then_some((&sums[..], block));
-                        store_tile(&tile, held, place, (height, width), (col, n), &mut out);
-                    }
-                }
-            }
-            at += depth;
-            if last {
-                break;
-            }
-        }
-    }
-}
-
-/// First row and column of a tile within a task's rows and a block's columns.
+/// How a result is dealt: `down` ranges of rows times `across` ranges of columns.
 #[derive(Clone, Copy)]
-struct Place {
-    row: usize,
-    col: usize,
+struct Grid {
+    m: usize,
+    n: usize,
+    down: usize,
+    across: usize,
 }
 
-fn add_tile(tile: &Tile, place: Place, width: usize, sums: &mut [f32]) {
-    for (r, row) in tile.iter().enumerate() {
-        let sums = &mut sums[(place.row + r) * width + place.col..][..NR];
-        sums.iter_mut().zip(row).for_each(|(s, x)| *s += x);
+impl Grid {
+    /// Every part packs its rows of `a` and its columns of `b`, so the grid with the least `m / down + n / across` repeats
+    /// the least.
+    fn new(m: usize, n: usize, threads: usize) -> Self {
+        let cost = |down: usize| m.div_ceil(down) + n.div_ceil(threads / down);
+        let down =
+            (1..=threads).filter(|down| threads.is_multiple_of(*down)).min_by_key(|down| cost(*down)).unwrap_or(1);
+        Self { m, n, down, across: threads / down }
     }
-}
 
-/// Writes a finished tile: its own values, or the sums held for it.
-fn store_tile(
-    tile: &Tile,
-    held: Option<(&[f32], usize)>,
-    place: Place,
-    (height, width): (usize, usize),
-    (col, n): (usize, usize),
-    out: &mut Rows,
-) {
-    for r in 0..height {
-        let values = match held {
-            Some((sums, block)) => &sums[(place.row + r) * block + place.col..][..width],
-            None => &tile[r][..width],
+    fn parts(self) -> usize {
+        self.down * self.across
+    }
+
+    /// Part `index`; its ranges may be empty, where there are fewer tiles than threads.
+    fn part(self, index: usize) -> (Range<usize>, Range<usize>) {
+        let cut = |len: usize, parts: usize, tile: usize, at: usize| {
+            let width = len.div_ceil(parts).next_multiple_of(tile);
+            len.min(at * width)..len.min((at + 1) * width)
         };
-        let at = (place.row + r) * n + col + place.col;
-        match out {
-            Rows::Bf16(c, true) => {
-                c[at..at + width].iter_mut().zip(values).for_each(|(c, &x)| *c = bf16::from_f32(c.to_f32() + x));
-            }
-            Rows::Bf16(c, false) => {
-                c[at..at + width].iter_mut().zip(values).for_each(|(c, &x)| *c = bf16::from_f32(x));
-            }
-            Rows::F32(c, true) => c[at..at + width].iter_mut().zip(values).for_each(|(c, x)| *c += x),
-            Rows::F32(c, false) => c[at..at + width].copy_from_slice(values),
-        }
+        (cut(self.m, self.down, MR, index / self.across), cut(self.n, self.across, NR, index % self.across))
     }
 }
 
-/// Packs `W` lines (rows of `a`, columns of `b`) `lines.0..lines.1` over the depth `from..to` as `[pair][line][2]`, with
-/// zeros where there is no line or no second element.
-fn pack<const W: usize>(
-    panel: &mut [bf16],
-    source: &[bf16],
-    (line_stride, depth_stride): (usize, usize),
-    lines: (usize, usize),
-    (from, to): (usize, usize),
-) {
-    let count = lines.1 - lines.0;
-    if count < W || (to - from) % 2 == 1 {
-        panel.fill(bf16::ZERO);
-    }
-    if depth_stride == 1 {
-        // Lines are contiguous: read each once, in order.
-        for line in 0..count {
-            let values = &source[(lines.0 + line) * line_stride + from..][..to - from];
-            for (pair, two) in values.chunks(2).enumerate() {
-                let to = &mut panel[(pair * W + line) * 2..][..two.len()];
-                to.copy_from_slice(two);
-            }
+/// `len` in ranges of `step`.
+fn blocks(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(step).map(move |at| at..range.end.min(at + step))
+}
+
+struct Task<'a> {
+    kernel: Kernel,
+    k: usize,
+    a: Operand<'a>,
+    b: Operand<'a>,
+    target: Target<'a>,
+}
+
+impl Task<'_> {
+    /// Rows `rows` and columns `cols` of the result.
+    fn part(&self, rows: Range<usize>, cols: Range<usize>) {
+        if rows.is_empty() || cols.is_empty() {
+            return;
         }
-    } else {
-        for pair in 0..(to - from).div_ceil(2) {
-            let at = from + 2 * pair;
-            let even = &source[at * depth_stride + lines.0 * line_stride..][..count];
-            let out = &mut panel[pair * 2 * W..][..2 * count];
-            if at + 1 < to {
-                let odd = &source[(at + 1) * depth_stride + lines.0 * line_stride..][..count];
-                for ((two, &e), &o) in out.as_chunks_mut::<2>().0.iter_mut().zip(even).zip(odd) {
-                    *two = [e, o];
+        // Elements of a packed line of `a`, all of the inner dimension.
+        let line = self.k.next_multiple_of(2);
+        let all = cols.len().next_multiple_of(NR);
+        let keep = all * line <= KEPT_B;
+        let (depth, block) = (KC.min(line), if keep { BLOCK_A } else { BLOCK_BESIDE_LARGE_B });
+        let height = (block / line / MR * MR).clamp(MR, rows.len().next_multiple_of(MR));
+        let width = if keep { all } else { (BLOCK_OF_LARGE_B / depth / NR * NR).min(all) };
+        let mut packed_a = unspecified(height * line);
+        let mut packed_b = unspecified(width * if keep { line } else { depth });
+        let mut sums = vec![0f32; if self.k > KC { height * width } else { 0 }];
+        let mut kept = false;
+        for rows in blocks(rows, height) {
+            pack::<MR>(&mut packed_a, self.a, rows.clone(), 0..self.k);
+            for cols in blocks(cols.clone(), width) {
+                sums.fill(0.0);
+                for steps in blocks(0..self.k, KC) {
+                    let depth = steps.len().next_multiple_of(2);
+                    let packed_b = &mut packed_b[if keep { steps.start * width } else { 0 }..][..width * depth];
+                    if !kept {
+                        pack::<NR>(packed_b, self.b, cols.clone(), steps.clone());
+                    }
+                    self.block(&packed_a, packed_b, &mut sums, (rows.clone(), cols.clone(), steps));
                 }
-            } else {
-                out.as_chunks_mut::<2>().0.iter_mut().zip(even).for_each(|(two, &e)| two[0] = e);
+            }
+            kept = keep;
+        }
+    }
+
+    /// Everything that a packed block of `a` and one of `b` give.
+    fn block(
+        &self,
+        packed_a: &[bf16],
+        packed_b: &[bf16],
+        sums: &mut [f32],
+        (rows, cols, steps): (Range<usize>, Range<usize>, Range<usize>),
+    ) {
+        let (line, depth) = (self.k.next_multiple_of(2), steps.len().next_multiple_of(2));
+        let stride = cols.len().next_multiple_of(NR);
+        let level = crate::simd::level();
+        let mut tile = [[0f32; NR]; MR];
+        for (col, panel_b) in blocks(cols.clone(), NR).zip(packed_b.chunks_exact(depth * NR)) {
+            for (row, panel_a) in blocks(rows.clone(), MR).zip(packed_a.chunks_exact(line * MR)) {
+                // SAFETY: there is a kernel only where the CPU has its instructions.
+                unsafe { (self.kernel.0)(&panel_a[steps.start * MR..][..depth * MR], panel_b, &mut tile) };
+                let (values, stride) = if sums.is_empty() {
+                    (tile.as_flattened(), NR)
+                } else {
+                    let held = &mut sums[(row.start - rows.start) * stride + (col.start - cols.start)..];
+                    add_tile(level, &tile, held, stride);
+                    (&*held, stride)
+                };
+                if steps.end == self.k {
+                    // SAFETY: the parts of a grid are disjoint, and so are the tiles of a part.
+                    unsafe { self.target.store(values, stride, row, col.clone()) };
+                }
             }
         }
     }
@@ -281,7 +265,7 @@ mod tests {
     }
 
     /// `(m, n, k)` at, below and above a tile, a block of columns, a pair and `KC`.
-    const SHAPES: [(usize, usize, usize); 22] = [
+    const SHAPES: [(usize, usize, usize); 23] = [
         (1, 1, 1),
         (1, 33, 2),
         (2, 1, 3),
@@ -297,13 +281,14 @@ mod tests {
         (5, 513, 64),
         (150, 40, 33),
         (1, 1, 1023),
-        (13, 33, 1023),
-        (12, 32, 1024),
-        (13, 33, 1025),
-        (7, 290, 1026),
+        (13, 33, 2047),
+        (12, 32, 2048),
+        (13, 33, 2049),
+        (7, 290, 2050),
         (50, 31, 2047),
         (25, 288, 2049),
         (1, 1, 3073),
+        (13, 129, 4097),
     ];
 
     /// `a b` in f64 by the definition of strides.
