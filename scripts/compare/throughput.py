@@ -13,14 +13,14 @@ import json
 import math
 import subprocess
 
-# (label, channels, blocks, heads, feed-forward, vocabulary, rows of 512 tokens)
+# (channels, blocks, heads, feed-forward, vocabulary, rows of 512 tokens): 1 M to 350 M parameters
 SIZES = [
-    ("1M", 128, 3, 2, 384, 2048, 4),
-    ("3M", 192, 4, 3, 512, 4096, 4),
-    ("10M", 320, 6, 5, 896, 4096, 4),
-    ("30M", 512, 8, 8, 1408, 8192, 2),
-    ("110M", 768, 12, 12, 2048, 16384, 1),
-    ("350M", 1024, 24, 16, 2816, 16384, 1),
+    (128, 3, 2, 384, 2048, 4),
+    (192, 4, 3, 512, 4096, 4),
+    (320, 6, 5, 896, 4096, 4),
+    (512, 8, 8, 1408, 8192, 2),
+    (768, 12, 12, 2048, 16384, 1),
+    (1024, 24, 16, 2816, 16384, 1),
 ]
 CONTEXTS = [128, 256, 512, 1024, 2048, 4096, 8192]
 
@@ -47,7 +47,7 @@ def main():
     args = parser.parse_args()
     sizes, contexts = [], []
     print("| parameters | tokens/s | GFLOP/s | peak memory, MB |\n|---|---|---|---|")
-    for _, dim, layers, heads, ffn, vocab, rows in SIZES:
+    for dim, layers, heads, ffn, vocab, rows in SIZES:
         steps = 5 if dim < 512 else 2
         shape = dict(dim=dim, layers=layers, heads=heads, ffn=ffn, vocab=vocab, context=512, batch=rows, steps=steps)
         point = bench(args.tallow, args.dtype, **shape)

@@ -1,5 +1,9 @@
 //! How the process keeps memory.
 
+use std::cell::RefCell;
+
+use half::bf16;
+
 use crate::lanes::Element;
 
 /// Tells the allocator to keep big buffers instead of returning them to the system at each free.
@@ -34,4 +38,44 @@ pub fn unspecified<T: Element>(n: usize) -> Vec<T> {
         values.fill(T::from_f32(f32::NAN));
     }
     values
+}
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with scratch of `N` parts of the given lengths, each starting on a cache line, contents unspecified. The
+/// memory stays with the thread.
+pub(crate) fn with_scratch<const N: usize, R>(lens: [usize; N], f: impl FnOnce([&mut [f32]; N]) -> R) -> R {
+    let lines = lens.map(|len| len.div_ceil(16));
+    // Taken out rather than borrowed: a task stolen while this one waits would find none, and make its own.
+    let mut held = SCRATCH.take();
+    let total = lines.iter().sum();
+    if held.len() < total {
+        held.resize(total, Line([0.0; 16]));
+    }
+    let mut rest = &mut held[..total];
+    let parts = std::array::from_fn(|i| {
+        let (part, after) = std::mem::take(&mut rest).split_at_mut(lines[i]);
+        rest = after;
+        // SAFETY: a line is 16 floats without padding.
+        unsafe { std::slice::from_raw_parts_mut(part.as_mut_ptr().cast(), lens[i]) }
+    });
+    let result = f(parts);
+    SCRATCH.set(held);
+    result
+}
+
+/// The same memory as bf16, two to a float; NaN in debug builds, so that tests see what was not written.
+pub(crate) fn as_bf16(part: &mut [f32]) -> &mut [bf16] {
+    if cfg!(debug_assertions) {
+        part.fill(f32::NAN);
+    }
+    // SAFETY: a float is two bf16 without padding, and any bits are a value of either.
+    unsafe { std::slice::from_raw_parts_mut(part.as_mut_ptr().cast(), 2 * part.len()) }
 }

@@ -33,7 +33,7 @@ pub struct StepRecord {
     /// Tokens a second of this step, over all ranks.
     #[serde(with = "nullable")]
     pub tokens_per_s: f64,
-    /// Seconds of this step that went by waiting for its batch; 0 where the loader kept ahead.
+    /// Seconds of this step that went by waiting for its batch: microseconds where the loader keeps ahead.
     #[serde(default)]
     pub data_wait_s: f64,
     /// Model FLOPs utilisation: part of the measured peak, from 0 to 1. `None` where no peak is known.

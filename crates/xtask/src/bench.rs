@@ -60,8 +60,9 @@ impl Compare {
             let mut samples: [Samples; 2] = Default::default();
             for round in 1..=self.rounds {
                 eprintln!("round {round} of {}", self.rounds);
-                for (binary, samples) in [&base, &head].into_iter().zip(&mut samples) {
-                    measure(binary, case, samples)?;
+                // Who begins changes: the first of a pair may find the machine in another state.
+                for turn in if round % 2 == 1 { [0, 1] } else { [1, 0] } {
+                    measure([&base, &head][turn], case, &mut samples[turn])?;
                 }
             }
             print!("{}", table(&samples[0], &samples[1]));
@@ -94,13 +95,18 @@ fn build_commit(root: &Path, revision: &str) -> Result<PathBuf> {
     let path = tree.to_string_lossy();
     timed(&format!("build of {revision}"), || {
         match tree.exists() {
-            true => run(Command::new("git").current_dir(&tree).args(["checkout", "--quiet", "--detach", hash]))?,
-            false => git(&["worktree", "add", "--quiet", "--detach", &path, hash])?,
+            true => {
+                run(Command::new("git").current_dir(&tree).args(["checkout", "--force", "--quiet", "--detach", hash]))?
+            }
+            // A tree that was deleted may still be registered.
+            false => git(&["worktree", "add", "--force", "--quiet", "--detach", &path, hash])?,
         }
         let mut build = cargo(&tree);
         build.args(["build", "--release", "--package", "tallow-cli"]).env("CARGO_TARGET_DIR", folder.join("build"));
         run(&mut build)?;
-        std::fs::copy(folder.join("build/release/tallow"), &kept)?;
+        let copying = folder.join("copying");
+        std::fs::copy(folder.join("build/release/tallow"), &copying)?;
+        std::fs::rename(&copying, &kept)?;
         Ok(())
     })?;
     Ok(kept)

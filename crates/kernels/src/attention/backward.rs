@@ -3,10 +3,11 @@
 use rayon::prelude::*;
 
 use crate::lanes::{Element, simd_fn};
+use crate::memory::with_scratch;
 use crate::simd::Level;
 
 use super::forward::{hull, row_blocks, widen};
-use super::pack::{Head, pack_rows, transpose, unpack_row, with_scratch};
+use super::pack::{Head, pack_rows, transpose, unpack_row};
 use super::tile::{Product, ProductFn, product};
 use super::{Heads, Inputs, PANEL, SharedRows, Sizes, TILE_KEYS, TILE_ROWS};
 

@@ -3,10 +3,11 @@
 use rayon::prelude::*;
 
 use crate::lanes::{Element, simd_fn};
+use crate::memory::with_scratch;
 use crate::simd::Level;
 
 use super::forward::finish_row;
-use super::pack::{Head, pack_rows, with_scratch};
+use super::pack::{Head, pack_rows};
 use super::{Heads, Inputs, SharedRows, Sizes};
 
 /// Query rows of a group that this path takes.

@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use crate::lanes::{Element, simd_fn};
+use crate::memory::with_scratch;
 use crate::simd::Level;
 
-use super::pack::{Head, pack_rows, transpose, unpack_row, with_scratch};
+use super::pack::{Head, pack_rows, transpose, unpack_row};
 use super::tile::{Product, ProductFn, product};
 use super::{Inputs, PANEL, SharedRows, Sizes, TILE_KEYS, TILE_ROWS, decode};
 

@@ -1,41 +1,9 @@
 //! Tiles widened to f32 in per-thread scratch.
 
-use std::cell::RefCell;
-
 use crate::lanes::{Element, simd_fn};
 use crate::simd::Level;
 
 use super::{Heads, TILE_KEYS};
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-thread_local! {
-    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Calls `f` with scratch of `N` parts of the given lengths, each starting on a cache line, contents unspecified. The
-/// memory stays with the thread.
-pub(super) fn with_scratch<const N: usize, R>(lens: [usize; N], f: impl FnOnce([&mut [f32]; N]) -> R) -> R {
-    let lines = lens.map(|len| len.div_ceil(16));
-    // Taken out rather than borrowed: a task stolen while this one waits would find none, and make its own.
-    let mut held = SCRATCH.take();
-    let total = lines.iter().sum();
-    if held.len() < total {
-        held.resize(total, Line([0.0; 16]));
-    }
-    let mut rest = &mut held[..total];
-    let parts = std::array::from_fn(|i| {
-        let (part, after) = std::mem::take(&mut rest).split_at_mut(lines[i]);
-        rest = after;
-        // SAFETY: a line is 16 floats without padding.
-        unsafe { std::slice::from_raw_parts_mut(part.as_mut_ptr().cast(), lens[i]) }
-    });
-    let result = f(parts);
-    SCRATCH.set(held);
-    result
-}
 
 simd_fn! {
     /// `dst = factor * src` for as many values as `dst` has.

@@ -4,7 +4,7 @@
 
 use gemm::Parallelism;
 
-use super::Strides;
+use super::{Strides, elements};
 use crate::simd::Level;
 
 /// What a product is of: `c [m, n] = a [m, k] b [k, n]`, or `c += a b` if `add`; `c` is row-major and contiguous.
@@ -18,11 +18,11 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Computes it at `level`, of which `best` is the highest here.
-    pub(super) fn compute(self, level: Level, best: Level) {
+    /// Computes it at `level`.
+    pub(super) fn compute(self, level: Level) {
         let (m, n, k) = self.dims;
         assert!(
-            self.a.0.len() >= m * k && self.b.0.len() >= k * n && self.c.len() >= m * n,
+            self.a.0.len() >= elements(m, k) && self.b.0.len() >= elements(k, n) && self.c.len() >= elements(m, n),
             "matrix product: a slice is too short"
         );
         if m == 0 || n == 0 {
@@ -34,14 +34,21 @@ impl Product<'_> {
             }
             return;
         }
+        #[cfg(target_arch = "x86_64")]
         match level {
             Level::Scalar => self.scalar(),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 if best > Level::Avx2 => self.avx2(),
-            _ => self.best(),
+            Level::Avx2 => self.avx2(),
+            Level::Avx512 => self.best(),
+        }
+        // There are no levels elsewhere.
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = level;
+            self.best();
         }
     }
 
+    /// On the best that the CPU has.
     fn best(self) {
         let ((m, n, k), (a, sa), (b, sb)) = (self.dims, self.a, self.b);
         let alpha = if self.add { 1.0 } else { 0.0 };
@@ -73,7 +80,8 @@ impl Product<'_> {
     }
 }
 
-/// A method that runs the product on one set of the crate's microkernels.
+/// A method that runs the product on one set of the crate's microkernels; on the scalar ones where the CPU lacks theirs.
+#[cfg(target_arch = "x86_64")]
 macro_rules! on_kernels {
     ($name:ident, $kernels:ident, $simd:ident, $lanes:literal) => {
         fn $name(self) {
@@ -81,9 +89,9 @@ macro_rules! on_kernels {
             use gemm_common::simd::{MixedSimd, $simd};
             use gemm_f32::microkernel::$kernels::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
 
-            let Some(simd) = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new() else { return self.best() };
+            let Some(simd) = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new() else { return self.scalar() };
             let ((m, n, k), (a, sa), (b, sb)) = (self.dims, self.a, self.b);
-            // Row-major results: the transposed product, which the crate's own entry would make of it.
+            // The kernels want columns of the result to be contiguous: the transposed product is taken.
             let (rows, cols) = (n, m);
             let alpha = if self.add { 1.0 } else { 0.0 };
             // SAFETY: as in `best`, and the CPU has the kernels' instructions (`simd` is the proof).
@@ -119,9 +127,9 @@ macro_rules! on_kernels {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Product<'_> {
-    on_kernels!(scalar, scalar, Scalar, 1);
-
-    #[cfg(target_arch = "x86_64")]
     on_kernels!(avx2, fma, V3, 8);
+
+    on_kernels!(scalar, scalar, Scalar, 1);
 }

@@ -38,6 +38,11 @@ pub(crate) struct Strides {
     pub(crate) cols: usize,
 }
 
+/// Elements of a matrix; where that overflows, more than any slice has.
+fn elements(rows: usize, cols: usize) -> usize {
+    rows.checked_mul(cols).unwrap_or(usize::MAX)
+}
+
 /// `c = a b`, or `c += a b` if `add`, over strided f32 operands.
 fn f32_gemm(
     dims @ (m, n, k): (usize, usize, usize),
@@ -46,8 +51,12 @@ fn f32_gemm(
     c: &mut [f32],
     add: bool,
 ) {
-    let parallelism = if m * n * k <= SERIAL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
-    library::Product { dims, a, b, c, add, parallelism }.compute(simd::level(), simd::best());
+    let parallelism = if m.saturating_mul(n).saturating_mul(k) <= SERIAL {
+        gemm::Parallelism::None
+    } else {
+        gemm::Parallelism::Rayon(0)
+    };
+    library::Product { dims, a, b, c, add, parallelism }.compute(simd::level());
 }
 
 /// Strides of a row-major matrix with `cols` columns, as it is.
@@ -170,26 +179,44 @@ mod tests {
     /// Whatever `TALLOW_SIMD` may ask for on this CPU.
     #[test]
     fn every_level_gives_the_exact_product() {
-        for dims @ (m, n, k) in [(1, 1, 1), (1, 40, 3), (13, 33, 17), (70, 90, 65), (515, 9, 31), (4, 0, 2), (2, 3, 0)]
-        {
+        let edges = [(1, 1, 1), (1, 40, 3), (13, 33, 17), (70, 90, 65), (515, 9, 31), (4, 0, 2), (2, 3, 0)];
+        for dims @ (m, n, k) in edges.into_iter().chain([(200, 150, 1100)]) {
             let (a, b) = (whole::<f32>(m * k, 1), whole::<f32>(k * n, 2));
             for (sa, sb) in [(plain(k), turned(k)), (plain(k), plain(n)), (turned(m), plain(n))] {
                 let at = |i: usize, p: usize| a[i * sa.rows + p * sa.cols];
                 let want = exact(dims, at, |p, j| b[p * sb.rows + j * sb.cols]);
                 for level in [simd::Level::Scalar, simd::Level::Avx2, simd::Level::Avx512] {
-                    // Above the CPU's best the library decides; saying that there is more makes it take the lower kernels.
                     for add in [false, true] {
                         let mut c = vec![if add { 3.0 } else { f32::NAN }; m * n];
                         let parallelism = gemm::Parallelism::Rayon(0);
                         let (a, b) = ((&a[..], sa), (&b[..], sb));
-                        library::Product { dims, a, b, c: &mut c, add, parallelism }
-                            .compute(level, simd::Level::Avx512);
+                        library::Product { dims, a, b, c: &mut c, add, parallelism }.compute(level);
                         let on_top = if add { 3.0 } else { 0.0 };
                         assert!(c.iter().zip(&want).all(|(c, w)| f64::from(*c) == w + on_top), "{level:?} {dims:?}");
                     }
                 }
             }
         }
+    }
+
+    /// The scalar kernels round after multiplying, those of AVX2 only once: so it shows which ran.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_level_takes_its_own_kernels() {
+        let (m, n, k) = (20, 30, 200);
+        let values = |len: usize| -> Vec<f32> { (0..len).map(|i| (i as f32).sin()).collect() };
+        let (a, b) = (values(m * k), values(k * n));
+        let at = |level| {
+            let mut c = vec![0f32; m * n];
+            let parallelism = gemm::Parallelism::None;
+            let (a, b) = ((&a[..], plain(k)), (&b[..], plain(n)));
+            library::Product { dims: (m, n, k), a, b, c: &mut c, add: false, parallelism }.compute(level);
+            c
+        };
+        let scalar = at(simd::Level::Scalar);
+        let by_hand: f32 = (0..k).map(|p| a[p] * b[p * n]).fold(0.0, |sum, x| sum + x);
+        assert!((scalar[0] - by_hand).abs() < 1e-4);
+        assert_eq!(scalar == at(simd::Level::Avx2), simd::best() < simd::Level::Avx2);
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! bf16 products on AVX512-BF16: `vdpbf16ps` multiplies pairs of bf16 and adds both products to an f32 lane.
 //!
-//! Blocking after Goto and van de Geijn (2008). The result is dealt to the threads as a grid of rows and columns, the one
-//! that repeats the least packing. Each takes its rows of `a` in blocks that are packed once, in panels of 12 rows, and
-//! its columns 32 at a time in blocks whose part of `b` is packed likewise. The inner loop keeps a 12 x 32 tile in 24
-//! registers; its loads (176 bytes for 24 multiply-adds) come from L2 without stalling, so panels need not fit L1. Where
-//! all of `b` packed is small it is kept, and `a` is taken in blocks that stay in L2; elsewhere `b` is packed again for each
-//! block of `a`, and those are large.
+//! Blocking after Goto and van de Geijn (2008). The result is dealt to the threads as a grid of rows and columns. A part
+//! packs the columns of `b` that it needs next, all of them where they are few, and takes its rows of `a` in blocks that
+//! stay in L2; where the inner dimension is long, it goes over it in segments and holds sums. The inner loop keeps a 12 x 32
+//! tile in 24 registers; its loads (176 bytes for 24 multiply-adds) come from L2 without stalling, so panels need not fit L1.
 
 mod pack;
 mod store;
@@ -17,21 +15,29 @@ use rayon::prelude::*;
 
 use self::pack::{Operand, pack};
 use self::store::{Target, add_tile};
-use super::{Out, Strides};
-use crate::memory::unspecified;
+use super::{Out, Strides, elements};
+use crate::memory::{as_bf16, with_scratch};
 
 /// Rows and columns of a tile.
 const MR: usize = 12;
 const NR: usize = 32;
-/// Elements of the inner dimension between two visits of the result; even.
-const KC: usize = 2048;
-/// Elements of `b` up to which all of it is packed once, for every block of `a`: 4 MiB.
-const KEPT_B: usize = 1 << 21;
-/// Elements of `a` that are packed at once beside it: 256 KiB, so that they are still in L2 when they are used.
-const BLOCK_A: usize = 1 << 17;
-/// The same for a larger `b`, which is packed again for each block of `a`: 512 KiB of `b`, 8 MiB of `a`.
-const BLOCK_OF_LARGE_B: usize = 1 << 18;
-const BLOCK_BESIDE_LARGE_B: usize = 1 << 22;
+/// How much is packed at once.
+#[derive(Clone, Copy, Debug)]
+struct Blocking {
+    /// Elements of the inner dimension between two visits of the result; even.
+    depth: usize,
+    /// Elements of `a`: they are read again for every panel of `b`, from L2.
+    a: usize,
+    /// Elements of `b`, if several blocks of `a` meet them.
+    b: usize,
+    /// Elements of `b` that a single block of `a` meets: the first are still in L2 when the last are packed.
+    b_once: usize,
+    /// Rows whose sums are held over the segments of a long inner dimension.
+    rows: usize,
+}
+
+/// 256 KiB of `a`, 2 MiB of `b` (512 KiB if it is used once), sums of at most 2 MiB.
+const BLOCKING: Blocking = Blocking { depth: 2048, a: 1 << 17, b: 1 << 20, b_once: 1 << 18, rows: 1020 };
 
 type Tile = [[f32; NR]; MR];
 
@@ -58,12 +64,30 @@ impl Kernel {
 
 pub(super) fn product(
     kernel: Kernel,
+    dims: (usize, usize, usize),
+    a: (&[bf16], Strides),
+    b: (&[bf16], Strides),
+    out: Out,
+) {
+    blocked_product(kernel, BLOCKING, dims, a, b, out);
+}
+
+fn blocked_product(
+    kernel: Kernel,
+    blocking: Blocking,
     (m, n, k): (usize, usize, usize),
     (a, sa): (&[bf16], Strides),
     (b, sb): (&[bf16], Strides),
     out: Out,
 ) {
-    assert!(a.len() >= m * k && b.len() >= k * n, "matrix product: a slice is too short");
+    let room = match &out {
+        Out::Bf16(c, _) => c.len(),
+        Out::F32(c, _) => c.len(),
+    };
+    assert!(
+        a.len() >= elements(m, k) && b.len() >= elements(k, n) && room >= elements(m, n),
+        "matrix product: a slice is too short"
+    );
     if m == 0 || n == 0 || k == 0 {
         match out {
             Out::Bf16(c, false) => c[..m * n].fill(bf16::ZERO),
@@ -72,10 +96,11 @@ pub(super) fn product(
         }
         return;
     }
-    let threads = if m * n * k <= super::SERIAL { 1 } else { rayon::current_num_threads() };
+    let threads = if m.saturating_mul(n).saturating_mul(k) <= super::SERIAL { 1 } else { rayon::current_num_threads() };
     let grid = Grid::new(m, n, threads);
     let task = Task {
         kernel,
+        blocking,
         k,
         a: Operand { values: a, line: sa.rows, step: sa.cols },
         b: Operand { values: b, line: sb.cols, step: sb.rows },
@@ -100,12 +125,15 @@ struct Grid {
 }
 
 impl Grid {
-    /// Every part packs its rows of `a` and its columns of `b`, so the grid with the least `m / down + n / across` repeats
-    /// the least.
+    /// The grid whose largest part takes the least time: its tiles, and packing its rows of `a` and columns of `b`, of which
+    /// a line is about a fifteenth of a tile.
     fn new(m: usize, n: usize, threads: usize) -> Self {
-        let cost = |down: usize| m.div_ceil(down) + n.div_ceil(threads / down);
-        let down =
-            (1..=threads).filter(|down| threads.is_multiple_of(*down)).min_by_key(|down| cost(*down)).unwrap_or(1);
+        let cost = |down: usize| {
+            let (tall, wide) = (m.div_ceil(MR).div_ceil(down), n.div_ceil(NR).div_ceil(threads / down));
+            15 * tall * wide + tall * MR + wide * NR
+        };
+        let downs = (1..=threads).filter(|down| threads.is_multiple_of(*down));
+        let down = downs.min_by_key(|down| cost(*down)).unwrap_or(1);
         Self { m, n, down, across: threads / down }
     }
 
@@ -123,13 +151,20 @@ impl Grid {
     }
 }
 
-/// `len` in ranges of `step`.
+/// `range` in ranges of `step`.
 fn blocks(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
     range.clone().step_by(step).map(move |at| at..range.end.min(at + step))
 }
 
+/// The size of blocks of at most `most` lines (but a tile) that cut `lines` evenly, in whole tiles.
+fn even(lines: usize, most: usize, tile: usize) -> usize {
+    let most = (most / tile * tile).max(tile);
+    lines.div_ceil(lines.div_ceil(most)).next_multiple_of(tile)
+}
+
 struct Task<'a> {
     kernel: Kernel,
+    blocking: Blocking,
     k: usize,
     a: Operand<'a>,
     b: Operand<'a>,
@@ -142,32 +177,30 @@ impl Task<'_> {
         if rows.is_empty() || cols.is_empty() {
             return;
         }
-        // Elements of a packed line of `a`, all of the inner dimension.
-        let line = self.k.next_multiple_of(2);
-        let all = cols.len().next_multiple_of(NR);
-        let keep = all * line <= KEPT_B;
-        let (depth, block) = (KC.min(line), if keep { BLOCK_A } else { BLOCK_BESIDE_LARGE_B });
-        let height = (block / line / MR * MR).clamp(MR, rows.len().next_multiple_of(MR));
-        let width = if keep { all } else { (BLOCK_OF_LARGE_B / depth / NR * NR).min(all) };
-        let mut packed_a = unspecified(height * line);
-        let mut packed_b = unspecified(width * if keep { line } else { depth });
-        let mut sums = vec![0f32; if self.k > KC { height * width } else { 0 }];
-        let mut kept = false;
-        for rows in blocks(rows, height) {
-            pack::<MR>(&mut packed_a, self.a, rows.clone(), 0..self.k);
-            for cols in blocks(cols.clone(), width) {
-                sums.fill(0.0);
-                for steps in blocks(0..self.k, KC) {
-                    let depth = steps.len().next_multiple_of(2);
-                    let packed_b = &mut packed_b[if keep { steps.start * width } else { 0 }..][..width * depth];
-                    if !kept {
+        let Blocking { depth, a, b, b_once, rows: most_rows } = self.blocking;
+        let several = self.k > depth;
+        let depth = depth.min(self.k.next_multiple_of(2));
+        let held = if several { even(rows.len(), most_rows, MR) } else { rows.len().next_multiple_of(MR) };
+        let height = even(rows.len().min(held), a / depth, MR);
+        let width = even(cols.len(), if height >= rows.len() { b_once } else { b } / depth, NR);
+        let sums = if several { held * width } else { 0 };
+        with_scratch([height * depth / 2, width * depth / 2, sums], |[packed_a, packed_b, sums]| {
+            let (packed_a, packed_b) = (as_bf16(packed_a), as_bf16(packed_b));
+            for cols in blocks(cols, width) {
+                for rows in blocks(rows.clone(), held) {
+                    sums.fill(0.0);
+                    for steps in blocks(0..self.k, depth) {
                         pack::<NR>(packed_b, self.b, cols.clone(), steps.clone());
+                        for block in blocks(rows.clone(), height) {
+                            pack::<MR>(packed_a, self.a, block.clone(), steps.clone());
+                            let stride = cols.len().next_multiple_of(NR);
+                            let sums = sums.get_mut((block.start - rows.start) * stride..).unwrap_or_default();
+                            self.block(packed_a, packed_b, sums, (block, cols.clone(), steps.clone()));
+                        }
                     }
-                    self.block(&packed_a, packed_b, &mut sums, (rows.clone(), cols.clone(), steps));
                 }
             }
-            kept = keep;
-        }
+        });
     }
 
     /// Everything that a packed block of `a` and one of `b` give.
@@ -178,14 +211,14 @@ impl Task<'_> {
         sums: &mut [f32],
         (rows, cols, steps): (Range<usize>, Range<usize>, Range<usize>),
     ) {
-        let (line, depth) = (self.k.next_multiple_of(2), steps.len().next_multiple_of(2));
+        let depth = steps.len().next_multiple_of(2);
         let stride = cols.len().next_multiple_of(NR);
         let level = crate::simd::level();
         let mut tile = [[0f32; NR]; MR];
         for (col, panel_b) in blocks(cols.clone(), NR).zip(packed_b.chunks_exact(depth * NR)) {
-            for (row, panel_a) in blocks(rows.clone(), MR).zip(packed_a.chunks_exact(line * MR)) {
+            for (row, panel_a) in blocks(rows.clone(), MR).zip(packed_a.chunks_exact(depth * MR)) {
                 // SAFETY: there is a kernel only where the CPU has its instructions.
-                unsafe { (self.kernel.0)(&panel_a[steps.start * MR..][..depth * MR], panel_b, &mut tile) };
+                unsafe { (self.kernel.0)(panel_a, panel_b, &mut tile) };
                 let (values, stride) = if sums.is_empty() {
                     (tile.as_flattened(), NR)
                 } else {
@@ -264,7 +297,14 @@ mod tests {
         [("emulated", Kernel(multiply_scalar))].into_iter().chain(native).collect()
     }
 
-    /// `(m, n, k)` at, below and above a tile, a block of columns, a pair and `KC`.
+    /// Blocks so small that most shapes have several of each kind, one that is uneven among them.
+    const SMALL: [Blocking; 3] = [
+        Blocking { depth: 8, a: 200, b: 600, b_once: 300, rows: 24 },
+        Blocking { depth: 64, a: 24 * 64, b: 64 * 64, b_once: 32 * 64, rows: 36 },
+        Blocking { depth: 2, a: 1, b: 1, b_once: 1, rows: 1 },
+    ];
+
+    /// `(m, n, k)` at, below and above a tile, a pair and a segment.
     const SHAPES: [(usize, usize, usize); 23] = [
         (1, 1, 1),
         (1, 33, 2),
@@ -314,15 +354,18 @@ mod tests {
             {
                 let (a, b) = ((&a[..], sa), (&b[..], sb));
                 let want = exact(dims, a, b);
-                for (name, kernel) in kernels() {
-                    let what = format!("{name} {layout} {dims:?}");
+                let blockings = [BLOCKING].into_iter().chain(SMALL);
+                for ((name, kernel), blocking) in
+                    kernels().into_iter().flat_map(|k| blockings.clone().map(move |b| (k, b)))
+                {
+                    let what = format!("{name} {layout} {dims:?} {blocking:?}");
                     let (mut rounded, mut set, mut added) =
                         (vec![bf16::NAN; m * n], vec![f32::NAN; m * n], vec![3f32; m * n]);
                     let mut rounded_sum = vec![bf16::from_f32(3.0); m * n];
-                    product(kernel, dims, a, b, Out::Bf16(&mut rounded, false));
-                    product(kernel, dims, a, b, Out::Bf16(&mut rounded_sum, true));
-                    product(kernel, dims, a, b, Out::F32(&mut set, false));
-                    product(kernel, dims, a, b, Out::F32(&mut added, true));
+                    blocked_product(kernel, blocking, dims, a, b, Out::Bf16(&mut rounded, false));
+                    blocked_product(kernel, blocking, dims, a, b, Out::Bf16(&mut rounded_sum, true));
+                    blocked_product(kernel, blocking, dims, a, b, Out::F32(&mut set, false));
+                    blocked_product(kernel, blocking, dims, a, b, Out::F32(&mut added, true));
                     for (i, want) in want.iter().enumerate() {
                         assert_eq!(f64::from(set[i]), *want, "{what} at {i}");
                         assert_eq!(f64::from(added[i]), want + 3.0, "{what} added at {i}");
@@ -336,7 +379,7 @@ mod tests {
 
     #[test]
     fn threads_do_not_change_a_bit() {
-        let dims @ (m, n, k) = (100, 70, 1031);
+        let dims @ (m, n, k) = (100, 70, 2057);
         let values = |len: usize| -> Vec<bf16> { (0..len).map(|i| bf16::from_f32((i as f32).sin())).collect() };
         let (a, b) = (values(m * k), values(k * n));
         for (name, kernel) in kernels() {
@@ -349,6 +392,25 @@ mod tests {
             let one = on(1);
             assert!([2, 3, 7, 16].into_iter().all(|threads| on(threads) == one), "{name}");
         }
+    }
+
+    /// Every element is in one part.
+    #[test]
+    fn a_grid_deals_every_element_once() {
+        for (m, n) in [(1, 1), (1, 50_257), (16, 128), (384, 1024), (2048, 384), (13, 33), (5000, 7)] {
+            for threads in [1, 2, 3, 4, 7, 12, 16] {
+                let grid = Grid::new(m, n, threads);
+                assert_eq!(grid.parts(), threads);
+                let (mut rows, mut area) = (vec![0; m], 0);
+                for (r, c) in (0..threads).map(|part| grid.part(part)) {
+                    area += r.len() * c.len();
+                    r.for_each(|row| rows[row] += c.len());
+                }
+                assert!(area == m * n && rows.iter().all(|cols| *cols == n), "{m} {n} {threads}");
+            }
+        }
+        assert_eq!(Grid::new(1, 50_257, 4).across, 4, "one row is dealt by columns");
+        assert_eq!(Grid::new(2048, 32, 4).down, 4);
     }
 
     /// What is not finite stays in its row and column: the zeros that fill up tiles and pairs meet no operand.

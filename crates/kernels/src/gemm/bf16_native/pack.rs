@@ -35,9 +35,11 @@ pub(super) fn pack<const W: usize>(packed: &mut [bf16], from: Operand, lines: Ra
     let abreast = if from.step == 1 { 1 } else { ABREAST };
     for (panels, first) in packed.chunks_mut(abreast * size).zip(lines.clone().step_by(abreast * W)) {
         let lines = first..lines.end.min(first + abreast * W);
-        // The last panel may lack lines, and every panel's last pair a second step.
-        if lines.len() * size < panels.len() * W || steps.len() % 2 == 1 {
+        if lines.len() * size < panels.len() * W {
             panels.fill(bf16::ZERO);
+        }
+        if steps.len() % 2 == 1 {
+            panels.chunks_exact_mut(size).for_each(|panel| panel[size - 2 * W..].fill(bf16::ZERO));
         }
         if from.step == 1 {
             turn::<W>(panels, from, lines, &steps)

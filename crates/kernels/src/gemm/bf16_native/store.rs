@@ -60,7 +60,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Rows of a result that its holder alone may write.
+/// Rows of a result that its holder alone may write: who makes one vouches for that, and that they are there.
 struct Window<T> {
     first: *mut T,
     height: usize,
