@@ -40,7 +40,7 @@ pub(crate) struct Strides {
 
 /// Elements of a matrix; where that overflows, more than any slice has.
 fn elements(rows: usize, cols: usize) -> usize {
-    rows.checked_mul(cols).unwrap_or(usize::MAX)
+    rows.saturating_mul(cols)
 }
 
 /// `c = a b`, or `c += a b` if `add`, over strided f32 operands.

@@ -55,7 +55,9 @@ impl Kernel {
     /// `Some` if this CPU has the instructions and `TALLOW_SIMD` does not forbid them.
     pub(super) fn native() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        if crate::simd::level() >= crate::simd::Level::Avx512 && std::is_x86_feature_detected!("avx512bf16") {
+        if crate::simd::level() >= crate::simd::Level::Avx512
+            && (cfg!(tallow_emulated) || std::is_x86_feature_detected!("avx512bf16"))
+        {
             return Some(Self(multiply_avx512));
         }
         None
