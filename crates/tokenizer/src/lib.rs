@@ -25,6 +25,7 @@ mod base64;
 mod byte_alphabet;
 mod cache;
 mod charsmap;
+mod chat;
 mod decode;
 mod engine;
 mod error;
@@ -45,6 +46,7 @@ mod train;
 mod unicode;
 mod unigram;
 
+pub use chat::{EncodedChat, Message};
 pub use decode::DecodeStream;
 pub use error::{Error, Result};
 pub use gguf::GgufVocab;
