@@ -112,8 +112,8 @@ fn logits_loss_and_every_gradient_are_those_of_transformers() -> Result<()> {
             let (b, t) = ids.dims2()?;
             let mut cx = model.context(b, 0, t)?;
             let options = CrossEntropyOptions { scale: 1.0 / counted as f64, ..Default::default() };
-            let kept = ActivationCheckpointing::None;
-            let sums = forward_backward(model.decoder.as_ref(), &ids, &targets, &mut cx, &options, kept)?;
+            let step = StepOptions::default();
+            let sums = forward_backward(model.decoder.as_ref(), &ids, (&targets).into(), &mut cx, &options, step)?;
             assert_eq!(sums.targets, counted);
             let loss = (sums.mean() - fixture.loss()?).abs();
             assert!(loss < tolerance.loss, "{name} {:?}: loss differs by {loss:.2e}", tolerance.dtype);

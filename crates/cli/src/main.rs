@@ -10,7 +10,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, completions, data, doctor, generate, plan, pretrain, quickstart, reference, score, tokenizer};
+use commands::{
+    bench, chat, completions, data, doctor, finetune, generate, merge, plan, pretrain, quickstart, reference, score, tokenizer,
+};
 
 /// From raw text to a model that writes: tokenizer, data, training, generation, in one binary.
 #[derive(Parser)]
@@ -32,7 +34,9 @@ Examples:
   tallow pretrain --example > run.toml                  a commented run file
   tallow plan run.toml                                  memory, tokens and time, before anything runs
   tallow pretrain run.toml
-  tallow generate --model runs/first/final --prompt 'Fellow citizens'";
+  tallow generate --model runs/first/final --prompt 'Fellow citizens'
+  tallow finetune --example > tune.toml                 teach an existing model from conversations
+  tallow finetune tune.toml";
 
 #[derive(Subcommand)]
 enum Command {
@@ -48,8 +52,14 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Train a model from scratch, or continue one on plain text
     Pretrain(pretrain::PretrainArgs),
+    /// Teach an existing model something: an adapter beside it, or all of it
+    Finetune(finetune::FinetuneArgs),
+    /// Add an adapter to its model, and measure what that changes
+    Merge(merge::MergeArgs),
     /// Continue a prompt
     Generate(generate::GenerateArgs),
+    /// A conversation in the terminal
+    Chat(chat::ChatArgs),
     /// Log-probabilities and perplexity of a text
     Score(score::ScoreArgs),
     /// Measure this machine at training, generation or single kernels
@@ -86,7 +96,10 @@ fn run(cli: Cli) -> ExitCode {
         Command::Data(command) => data::run(command),
         Command::Plan(args) => plan::run(args),
         Command::Pretrain(args) => pretrain::run(args),
+        Command::Finetune(args) => finetune::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Score(args) => score::run(args),
         Command::Bench(command) => bench::run(command),
         Command::Doctor(args) => doctor::run(args),

@@ -58,7 +58,7 @@ pub fn generate(
     let limit = check(model, prompt, 1)?;
     let mut sampler = Sampler::new(options.sampler.clone())?;
     let capacity = limit.min(prompt.len().saturating_add(options.max_tokens));
-    let mut cache = ContiguousCache::new(model.shape().num_layers, capacity, model.head().dtype(), device);
+    let mut cache = ContiguousCache::new(model.shape().num_layers, capacity, model.head().weight()?.dtype(), device);
     let mut history = prompt.to_vec();
     let mut pending = prompt.to_vec();
     let mut finish_reason = FinishReason::Length;
@@ -95,7 +95,7 @@ fn next_logits(model: &dyn Decoder, device: &Device, ids: &[u32], cache: &mut Co
         last = Some(x.narrow(1, t - 1, 1)?);
     }
     let x = last.ok_or(Error::Empty { needed: 1 })?;
-    Ok(head_logits(&x.squeeze(0)?, model.head())?)
+    Ok(head_logits(&x.squeeze(0)?, &model.head().weight()?)?)
 }
 
 /// The model's sliding window applied to what a query sees.

@@ -13,6 +13,8 @@ pub struct RowLoss {
     pub lse: f32,
     /// Logit of the target.
     pub target: f32,
+    /// Mean of the row's logits, where it was asked for.
+    pub mean: f32,
 }
 
 simd_fn! {
@@ -56,15 +58,46 @@ simd_fn! {
     }
 }
 
-/// Log-sum-exp and target logit of each row of `logits [n, v]`; rows whose target is `ignore` are left at zero.
-pub fn row_losses(level: Level, logits: &[f32], v: usize, targets: &[u32], ignore: u32, out: &mut [RowLoss]) {
+simd_fn! {
+    /// Adds one number to each element.
+    fn shift_row(s, row: &mut [f32], by: f32) {
+        let shift = s.splat(by);
+        let mut rest = row;
+        while rest.len() >= S::LANES {
+            s.store(s.add(s.load(rest), shift), rest);
+            rest = &mut rest[S::LANES..];
+        }
+        rest.iter_mut().for_each(|x| *x += by);
+    }
+}
+
+/// Log-sum-exp and target logit of each row of `logits [n, v]`, and its mean if `means`; rows whose target is `ignore` are
+/// left at zero.
+pub fn row_losses(
+    level: Level,
+    logits: &[f32],
+    v: usize,
+    (targets, ignore): (&[u32], u32),
+    means: bool,
+    out: &mut [RowLoss],
+) {
     let rows = logits.par_chunks_exact(v).zip(targets).zip(out);
     rows.for_each(|((row, &target), out)| {
         *out = match target == ignore {
             true => RowLoss::default(),
-            false => RowLoss { lse: log_sum_exp_row(level, row), target: row[target as usize] },
+            false => RowLoss {
+                lse: log_sum_exp_row(level, row),
+                target: row[target as usize],
+                mean: if means { mean(row) } else { 0.0 },
+            },
         };
     });
+}
+
+/// Mean of a row, parts in f32 and their total in f64.
+fn mean(row: &[f32]) -> f32 {
+    let total: f64 = row.chunks(256).map(|part| f64::from(part.iter().sum::<f32>())).sum();
+    (total / row.len() as f64) as f32
 }
 
 /// Rows whose losses are known, and what their gradient is to be.
@@ -79,33 +112,49 @@ pub struct Rows<'a> {
     pub ignore: u32,
     /// From [`row_losses`].
     pub losses: &'a [RowLoss],
-    /// Scale of the loss, and `z`.
-    pub factors: (f32, f32),
+    /// Weight of each row; none for 1.
+    pub weights: Option<&'a [f32]>,
+    /// What the loss is.
+    pub factors: Factors,
+}
+
+/// `scale * sum of weight * ((1 - s) (lse - logit[target]) + s (lse - mean logit) + z lse^2)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Factors {
+    /// Factor of all of it.
+    pub scale: f32,
+    /// `z`.
+    pub z_loss: f32,
+    /// `s`: the part of each target that is spread over the vocabulary.
+    pub smoothing: f32,
 }
 
 impl Rows<'_> {
-    /// `logits = scale * ((1 + 2 z lse) softmax(logits) - onehot(target))` for one row, zero if it is ignored.
-    fn gradient(&self, row: &mut [f32], target: u32, loss: &RowLoss) {
-        let (scale, z) = self.factors;
+    /// `logits = scale w ((1 + 2 z lse) softmax(logits) - (1 - s) onehot(target) - s / v)` for row `i`, zero if it is ignored.
+    fn gradient(&self, i: usize, row: &mut [f32]) {
+        let (target, loss) = (self.targets[i], &self.losses[i]);
         if target == self.ignore {
             return row.fill(0.0);
         }
-        softmax_row(self.level, row, loss.lse, scale * (1.0 + 2.0 * z * loss.lse));
-        row[target as usize] -= scale;
+        let Factors { scale, z_loss, smoothing } = self.factors;
+        let scale = scale * self.weights.map_or(1.0, |weights| weights[i]);
+        softmax_row(self.level, row, loss.lse, scale * (1.0 + 2.0 * z_loss * loss.lse));
+        if smoothing > 0.0 {
+            shift_row(self.level, row, -scale * smoothing / self.v as f32);
+        }
+        row[target as usize] -= scale * (1.0 - smoothing);
     }
 }
 
 /// A dtype in which the gradient of logits is handed on.
 pub trait LogitGradients: Element {
-    /// Turns `logits [n, v]` into the gradient of `scale * sum(lse - logit[target] + z * lse^2)`, rounded to this dtype.
-    /// `rounded` is where it goes if it cannot stay in place.
+    /// Turns `logits [n, v]` into the gradient of the loss of [`Factors`], rounded to this dtype. `rounded` is where it goes if it cannot stay in place.
     fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<Self>) -> &'a [Self];
 }
 
 impl LogitGradients for f32 {
     fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
-        let each = logits.par_chunks_exact_mut(rows.v).zip(rows.targets).zip(rows.losses);
-        each.for_each(|((row, &target), loss)| rows.gradient(row, target, loss));
+        logits.par_chunks_exact_mut(rows.v).enumerate().for_each(|(i, row)| rows.gradient(i, row));
         logits
     }
 }
@@ -114,9 +163,8 @@ impl LogitGradients for bf16 {
     fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<bf16>) -> &'a [bf16] {
         rounded.resize(logits.len(), bf16::ZERO);
         let out = rounded.par_chunks_exact_mut(rows.v);
-        let each = logits.par_chunks_exact_mut(rows.v).zip(out).zip(rows.targets).zip(rows.losses);
-        each.for_each(|(((row, out), &target), loss)| {
-            rows.gradient(row, target, loss);
+        logits.par_chunks_exact_mut(rows.v).zip(out).enumerate().for_each(|(i, (row, out))| {
+            rows.gradient(i, row);
             crate::reduce::round_chunk(rows.level, row, out);
         });
         rounded
@@ -146,10 +194,20 @@ mod tests {
                         (0..3 * v).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * factor).collect();
                     let targets = [0, u32::MAX, (v - 1) as u32];
                     let mut losses = [RowLoss::default(); 3];
-                    row_losses(level, &logits, v, &targets, u32::MAX, &mut losses);
+                    row_losses(level, &logits, v, (&targets, u32::MAX), true, &mut losses);
                     let before = logits.clone();
-                    let factors = (0.5, 0.25);
-                    let rows = Rows { level, v, targets: &targets, ignore: u32::MAX, losses: &losses, factors };
+                    let smoothing = if v % 2 == 0 { 0.0 } else { 0.1 };
+                    let factors = Factors { scale: 0.5, z_loss: 0.25, smoothing };
+                    let weights = [2.0, 7.0, 0.5];
+                    let rows = Rows {
+                        level,
+                        v,
+                        targets: &targets,
+                        ignore: u32::MAX,
+                        losses: &losses,
+                        weights: Some(&weights),
+                        factors,
+                    };
                     let mut rounded = vec![];
                     let rounded: Vec<bf16> = bf16::logit_gradients(&rows, &mut logits.clone(), &mut rounded).to_vec();
                     let mut unused = vec![];
@@ -163,9 +221,14 @@ mod tests {
                         }
                         let lse = reference(row);
                         assert!((f64::from(losses[r].lse) - lse).abs() <= 1e-6 * lse.abs().max(1.0));
+                        let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / v as f64;
+                        assert!((f64::from(losses[r].mean) - mean).abs() <= 1e-6 * f64::from(factor));
                         for (j, &x) in row.iter().enumerate() {
                             let hot = f64::from(u8::from(j == target as usize));
-                            let expected = 0.5 * ((1.0 + 0.5 * lse) * (f64::from(x) - lse).exp() - hot);
+                            let spread = f64::from(smoothing) / v as f64;
+                            let toward = (1.0 - f64::from(smoothing)) * hot + spread;
+                            let scale = 0.5 * f64::from(weights[r]);
+                            let expected = scale * ((1.0 + 0.5 * lse) * (f64::from(x) - lse).exp() - toward);
                             let error = (f64::from(grads[r * v + j]) - expected).abs();
                             assert!(error <= 2e-5 * (1.0 + lse.abs() * factor as f64 * 1e-2), "{level:?} {v} {error}");
                         }
@@ -180,7 +243,7 @@ mod tests {
         let mut out = [RowLoss::default()];
         let mut row = vec![0.0; 40];
         row[35] = f32::NAN;
-        row_losses(Level::Avx512, &row, 40, &[1], u32::MAX, &mut out);
+        row_losses(Level::Avx512, &row, 40, (&[1], u32::MAX), false, &mut out);
         assert!(out[0].lse.is_nan());
     }
 }

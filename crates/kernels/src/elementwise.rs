@@ -52,6 +52,21 @@ simd_fn! {
 }
 
 simd_fn! {
+    fn scale_chunk[T: Element](s, factor: f32, x: &mut [T]) {
+        let (by, mut x) = (s.splat(factor), x);
+        while x.len() >= S::LANES {
+            let scaled = s.mul(T::load(s, x), by);
+            T::store(s, scaled, x);
+            x = &mut x[S::LANES..];
+        }
+        if !x.is_empty() {
+            let scaled = s.mul(T::load_part(s, x), by);
+            T::store_part(s, scaled, x);
+        }
+    }
+}
+
+simd_fn! {
     fn add_assign_chunk[T: Element](s, sum: &mut [T], x: &[T]) {
         let (mut x, mut sum) = (&x[..sum.len()], sum);
         while sum.len() >= S::LANES {
@@ -139,6 +154,47 @@ pub fn add_assign<T: Element>(level: Level, sum: &mut [T], x: &[T]) {
     sum.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(sum, x)| add_assign_chunk(level, sum, x));
 }
 
+/// `x[i] *= factor`, rounded once.
+pub fn scale<T: Element>(level: Level, factor: f32, x: &mut [T]) {
+    x.par_chunks_mut(CHUNK).for_each(|x| scale_chunk(level, factor, x));
+}
+
+/// `out[i, j] = x[i, j] * factor[j] + shift[j]` for rows of `factor.len()`, in f32 and rounded once.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn affine_rows<T: Element>(x: &[T], factor: &[f32], shift: &[f32], out: &mut [T]) {
+    let c = factor.len();
+    assert!(c > 0 && shift.len() == c && x.len() == out.len() && x.len().is_multiple_of(c));
+    let rows = (CHUNK / c).max(1) * c;
+    out.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(out, x)| {
+        for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+            let each = out.iter_mut().zip(x).zip(factor.iter().zip(shift));
+            each.for_each(|((out, x), (factor, shift))| *out = T::from_f32(x.to_f32() * factor + shift));
+        }
+    });
+}
+
+/// `sums[j] += sum over i of x[i, j] y[i, j] / divisor[j]` for rows of `sums.len()`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn add_row_products<T: Element>(x: &[T], y: &[T], divisor: &[f32], sums: &mut [f32]) {
+    let c = sums.len();
+    assert!(c > 0 && divisor.len() == c && x.len() == y.len() && x.len().is_multiple_of(c));
+    let span = c.div_ceil(rayon::current_num_threads()).next_multiple_of(16);
+    sums.par_chunks_mut(span).enumerate().for_each(|(part, sums)| {
+        let from = part * span;
+        let mut products = vec![0f32; sums.len()];
+        for (x, y) in x.chunks_exact(c).zip(y.chunks_exact(c)) {
+            let (x, y) = (&x[from..][..sums.len()], &y[from..][..sums.len()]);
+            products.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum += x.to_f32() * y.to_f32());
+        }
+        let each = sums.iter_mut().zip(products.iter().zip(&divisor[from..]));
+        each.for_each(|(sum, (product, divisor))| *sum += product / divisor);
+    });
+}
+
 /// Columns `from..from + len` of every row of `out` (rows of `row` values) from the rows of `x` (of `len` values). The
 /// other columns become zero, unless `add`: then `x` is added to its columns and the others stay.
 ///
@@ -179,6 +235,23 @@ mod tests {
         assert_eq!(out, [0., 1., 2., 0., 0., 0., 3., 4., 0., 0., 0., 5., 6., 0., 0.]);
         scatter_columns(&x, (5, 2, 2), true, &mut out);
         assert_eq!(out, [0., 1., 3., 2., 0., 0., 3., 7., 4., 0., 0., 5., 11., 6., 0.]);
+    }
+
+    #[test]
+    fn rows_are_scaled_shifted_and_summed() {
+        let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let mut out = vec![f32::NAN; 12];
+        affine_rows(&x, &[1.0, 2.0, -1.0], &[0.5, 0.0, 1.0], &mut out);
+        let want = [0.5, 2., -1., 3.5, 8., -4., 6.5, 14., -7., 9.5, 20., -10.];
+        assert_eq!(out, want);
+        let mut sums = vec![1.0, 0.0, -1.0];
+        add_row_products(&x, &x, &[1.0, 2.0, 4.0], &mut sums);
+        assert_eq!(sums, [1.0 + 126.0, 166.0 / 2.0, -1.0 + 214.0 / 4.0]);
+        for n in [1, 16, 33, CHUNK + 5] {
+            let mut x: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            scale(crate::simd::level(), -0.5, &mut x);
+            assert!(x.iter().enumerate().all(|(i, x)| *x == i as f32 * -0.5));
+        }
     }
 
     #[test]

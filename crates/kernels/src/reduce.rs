@@ -82,6 +82,14 @@ pub fn add_rows<T: crate::lanes::Element>(x: &[T], sums: &mut [f32]) {
     });
 }
 
+/// L2 norm of each row of `x [n, c]`.
+pub fn row_norms(level: Level, x: &[f32], c: usize, out: &mut [f32]) {
+    out.par_iter_mut().zip(x.par_chunks_exact(c)).for_each(|(norm, row)| {
+        let squares: f64 = row.chunks(BLOCK).map(|part| f64::from(block_squares(level, part))).sum();
+        *norm = squares.sqrt() as f32;
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +111,11 @@ mod tests {
             let exact: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
                 let error = (sum_of_squares(level, &x) - exact).abs();
+                let mut norm = [f32::NAN];
+                if n > 0 {
+                    row_norms(level, &x, n, &mut norm);
+                    assert!((f64::from(norm[0]) - exact.sqrt()).abs() <= 1e-5 * exact.sqrt().max(1.0));
+                }
                 assert!(error <= 1e-5 * exact.max(1.0), "{n} {level:?} {error}");
             }
         }

@@ -1,8 +1,8 @@
 //! [`Decoder`]: embed, blocks, head. Whoever walks it owns the order.
 
 use candle_core::Tensor;
-use tallow_nn::{ForwardContext, Result};
-use tallow_ops::{CrossEntropy, CrossEntropyOptions, Weight, linear, linear_cross_entropy, reshape};
+use tallow_nn::{ForwardContext, Head, Result};
+use tallow_ops::{CrossEntropy, CrossEntropyOptions, Targets, linear, linear_cross_entropy, reshape};
 
 use crate::Shape;
 
@@ -32,8 +32,8 @@ pub trait Decoder: Send + Sync {
     /// If the shapes do not fit.
     fn final_norm(&self, x: &Tensor) -> Result<Tensor>;
 
-    /// The head's matrix `[v, c]`.
-    fn head(&self) -> &Weight;
+    /// The head, a matrix `[v, c]`.
+    fn head(&self) -> &Head;
 
     /// Everything before the head's matrix: `ids [b, t] -> [b, t, c]`, normalised.
     ///
@@ -57,20 +57,22 @@ pub trait Decoder: Send + Sync {
     /// As the stages.
     fn logits(&self, ids: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
         let x = self.hidden(ids, cx)?;
-        Ok(linear(&x, self.head(), None)?)
+        Ok(linear(&x, &self.head().weight()?, None)?)
     }
 
-    /// The last stage of training: final norm, head and cross-entropy, `x [b, t, c]`, `targets [b, t] u32`.
+    /// The last stage of training: final norm, head and cross-entropy, `x [b, t, c]`, ids of targets `[b, t] u32`.
     ///
     /// # Errors
     /// If the shapes do not fit or a target is outside the vocabulary.
-    fn loss(&self, x: &Tensor, targets: &Tensor, options: &CrossEntropyOptions) -> Result<CrossEntropy> {
+    fn loss(&self, x: &Tensor, targets: Targets, options: &CrossEntropyOptions) -> Result<CrossEntropy> {
         let (b, t, c) = x.dims3()?;
-        if targets.dims() != [b, t] {
-            Err(candle_core::Error::msg(format!("targets {:?} do not match x {:?}", targets.dims(), x.dims())))?;
+        let Targets { ids, weights } = targets;
+        if ids.dims() != [b, t] {
+            Err(candle_core::Error::msg(format!("targets {:?} do not match x {:?}", ids.dims(), x.dims())))?;
         }
         let x = reshape(&self.final_norm(x)?, (b * t, c))?;
-        Ok(linear_cross_entropy(&x, self.head(), &targets.flatten_all()?, options)?)
+        let targets = Targets { ids: &ids.flatten_all()?, weights };
+        Ok(linear_cross_entropy(&x, &self.head().weight()?, targets, options)?)
     }
 }
 

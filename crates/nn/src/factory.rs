@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use candle_core::{DType, Device, Tensor};
 use tallow_ops::Weight;
 
-use crate::layers::{Embedding, LayerNorm, Linear, Plain, RmsNorm};
+use crate::layers::{Embedding, Head, LayerNorm, Linear, Plain, RmsNorm};
 use crate::{Error, Init, ParamSpec, Result, Role};
 
 /// A projection as a model asks for it.
@@ -30,6 +30,21 @@ pub struct LinearSpec {
     pub stage: usize,
 }
 
+impl LinearSpec {
+    /// Its matrix.
+    pub fn weight_spec(&self) -> ParamSpec {
+        ParamSpec {
+            name: format!("{}.weight", self.name),
+            shape: vec![self.d_out, self.d_in],
+            role: self.role,
+            init: Init::Normal(self.init_std),
+            decay: self.role.decays(),
+            stored_transposed: self.stored_transposed,
+            stage: self.stage,
+        }
+    }
+}
+
 /// Where layers come from. Loading, sharding, quantizing and adapting are factories around a factory, composed in that
 /// order; a wrapper that changes projections overrides [`linear`](Self::linear) and delegates the rest.
 pub trait LayerFactory {
@@ -50,15 +65,7 @@ pub trait LayerFactory {
     /// # Errors
     /// As [`weight`](Self::weight).
     fn linear(&self, spec: &LinearSpec) -> Result<Linear> {
-        let weight = self.weight(&ParamSpec {
-            name: format!("{}.weight", spec.name),
-            shape: vec![spec.d_out, spec.d_in],
-            role: spec.role,
-            init: Init::Normal(spec.init_std),
-            decay: spec.role.decays(),
-            stored_transposed: spec.stored_transposed,
-            stage: spec.stage,
-        })?;
+        let weight = self.weight(&spec.weight_spec())?;
         let bias = spec.bias.then(|| {
             self.weight(&ParamSpec {
                 name: format!("{}.bias", spec.name),
@@ -71,6 +78,22 @@ pub trait LayerFactory {
             })
         });
         Ok(Linear::new(Plain { weight, bias: bias.transpose()? }))
+    }
+
+    /// A table of vectors, of `spec.shape` `[num, dim]`.
+    ///
+    /// # Errors
+    /// As [`weight`](Self::weight).
+    fn embedding(&self, spec: &ParamSpec) -> Result<Embedding> {
+        Ok(Embedding::new(self.weight(spec)?))
+    }
+
+    /// A head with a matrix of its own, of `spec.shape` `[vocab, hidden]`.
+    ///
+    /// # Errors
+    /// As [`weight`](Self::weight).
+    fn head(&self, spec: &ParamSpec) -> Result<Head> {
+        Ok(Head::Plain(self.weight(spec)?))
     }
 }
 
@@ -88,6 +111,11 @@ impl<'a> Build<'a> {
     /// The root of a model over `factory`.
     pub fn new(factory: &'a dyn LayerFactory) -> Self {
         Self { factory, prefix: String::new(), stage: 0, init_std: 0.02, stored_transposed: false }
+    }
+
+    /// The factory behind it, for a factory around it.
+    pub fn factory(&self) -> &'a dyn LayerFactory {
+        self.factory
     }
 
     /// The place `name` below this one (dots are allowed).
@@ -142,8 +170,7 @@ impl<'a> Build<'a> {
     /// # Errors
     /// As [`LayerFactory::weight`].
     pub fn embedding(&self, name: &str, role: Role, num: usize, dim: usize) -> Result<Embedding> {
-        let weight = self.param(name, "weight", vec![num, dim], role, Init::Normal(self.init_std))?;
-        Ok(Embedding::new(weight))
+        self.factory.embedding(&self.spec(name, "weight", vec![num, dim], role, Init::Normal(self.init_std)))
     }
 
     /// RMS normalisation over `dim` channels.
@@ -164,16 +191,21 @@ impl<'a> Build<'a> {
         Ok(LayerNorm::new(weight, bias, eps))
     }
 
-    /// A matrix `[rows, cols]` without a layer around it (a language-model head, which the loss uses directly).
+    /// A language-model head `[vocab, hidden]` of its own.
     ///
     /// # Errors
     /// As [`LayerFactory::weight`].
-    pub fn matrix(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<Weight> {
-        self.param(name, "weight", vec![rows, cols], role, Init::Normal(self.init_std))
+    pub fn head(&self, name: &str, vocab: usize, hidden: usize) -> Result<Head> {
+        let init = Init::Normal(self.init_std);
+        self.factory.head(&self.spec(name, "weight", vec![vocab, hidden], Role::Head, init))
     }
 
     fn param(&self, name: &str, leaf: &str, shape: Vec<usize>, role: Role, init: Init) -> Result<Weight> {
-        self.factory.weight(&ParamSpec {
+        self.factory.weight(&self.spec(name, leaf, shape, role, init))
+    }
+
+    fn spec(&self, name: &str, leaf: &str, shape: Vec<usize>, role: Role, init: Init) -> ParamSpec {
+        ParamSpec {
             name: format!("{}.{leaf}", self.full(name)),
             shape,
             role,
@@ -181,7 +213,7 @@ impl<'a> Build<'a> {
             decay: role.decays(),
             stored_transposed: false,
             stage: self.stage,
-        })
+        }
     }
 
     fn full(&self, name: &str) -> String {

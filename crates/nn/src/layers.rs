@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use tallow_ops::{Weight, embedding, layer_norm, linear, rms_norm};
 
-use crate::Result;
+use crate::{ForwardContext, Result};
 
 /// What stands behind a [`Linear`]: a plain matrix, or whatever a factory wrapper put there.
 pub trait Projection: Debug + Send + Sync {
@@ -14,10 +14,13 @@ pub trait Projection: Debug + Send + Sync {
     ///
     /// # Errors
     /// If the shapes or dtypes do not fit.
-    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+    fn forward(&self, x: &Tensor, cx: &ForwardContext) -> Result<Tensor>;
 
-    /// The plain matrix `[out, in]`, where there is one.
+    /// The plain matrix `[out, in]`, where there is nothing else.
     fn weight(&self) -> Option<&Weight>;
+
+    /// The bias `[out]`, where there is one.
+    fn bias(&self) -> Option<&Weight>;
 }
 
 /// A projection `y = x W^T + b`.
@@ -34,13 +37,18 @@ impl Linear {
     ///
     /// # Errors
     /// If the shapes or dtypes do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(x)
+    pub fn forward(&self, x: &Tensor, cx: &ForwardContext) -> Result<Tensor> {
+        self.0.forward(x, cx)
     }
 
-    /// The plain matrix `[out, in]`, where there is one.
+    /// The plain matrix `[out, in]`, where there is nothing else.
     pub fn weight(&self) -> Option<&Weight> {
         self.0.weight()
+    }
+
+    /// The bias `[out]`, where there is one.
+    pub fn bias(&self) -> Option<&Weight> {
+        self.0.bias()
     }
 }
 
@@ -51,38 +59,101 @@ pub(crate) struct Plain {
 }
 
 impl Projection for Plain {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, _: &ForwardContext) -> Result<Tensor> {
         Ok(linear(x, &self.weight, self.bias.as_ref())?)
     }
 
     fn weight(&self) -> Option<&Weight> {
         Some(&self.weight)
     }
+
+    fn bias(&self) -> Option<&Weight> {
+        self.bias.as_ref()
+    }
+}
+
+/// What stands behind an [`Embedding`].
+pub trait Lookup: Debug + Send + Sync {
+    /// `ids [..] u32 -> [.., dim]`.
+    ///
+    /// # Errors
+    /// If an id is not below the number of rows.
+    fn forward(&self, ids: &Tensor, cx: &ForwardContext) -> Result<Tensor>;
+
+    /// The table `[num, dim]`, without what a wrapper adds.
+    fn weight(&self) -> &Weight;
 }
 
 /// A table of vectors, looked up by id.
 #[derive(Clone, Debug)]
-pub struct Embedding {
-    weight: Weight,
-}
+pub struct Embedding(Arc<dyn Lookup>);
 
 impl Embedding {
     /// Over `weight [num, dim]`.
     pub fn new(weight: Weight) -> Self {
-        Self { weight }
+        Self::of(Table(weight))
+    }
+
+    /// Wraps a lookup.
+    pub fn of(lookup: impl Lookup + 'static) -> Self {
+        Self(Arc::new(lookup))
     }
 
     /// `ids [..] u32 -> [.., dim]`.
     ///
     /// # Errors
     /// If an id is not below `num`.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(embedding(ids, &self.weight)?)
+    pub fn forward(&self, ids: &Tensor, cx: &ForwardContext) -> Result<Tensor> {
+        self.0.forward(ids, cx)
     }
 
-    /// The table `[num, dim]` (a tied head uses the same weight).
+    /// The table `[num, dim]` (a tied head uses the same weight), without an adapter.
     pub fn weight(&self) -> &Weight {
-        &self.weight
+        self.0.weight()
+    }
+}
+
+#[derive(Debug)]
+struct Table(Weight);
+
+impl Lookup for Table {
+    fn forward(&self, ids: &Tensor, _: &ForwardContext) -> Result<Tensor> {
+        Ok(embedding(ids, &self.0)?)
+    }
+
+    fn weight(&self) -> &Weight {
+        &self.0
+    }
+}
+
+/// What stands behind a [`Head`] that is more than a matrix.
+pub trait HeadMatrix: Debug + Send + Sync {
+    /// The matrix `[v, c]` as this pass sees it.
+    ///
+    /// # Errors
+    /// If it cannot be computed.
+    fn weight(&self) -> Result<Weight>;
+}
+
+/// A language-model head: the matrix `[v, c]` that gives logits.
+#[derive(Clone, Debug)]
+pub enum Head {
+    /// As it is; the embedding's own where they are tied.
+    Plain(Weight),
+    /// Computed.
+    Of(Arc<dyn HeadMatrix>),
+}
+
+impl Head {
+    /// The matrix `[v, c]`; on the tape, if one records and it has an adapter.
+    ///
+    /// # Errors
+    /// If it cannot be computed.
+    pub fn weight(&self) -> Result<Weight> {
+        match self {
+            Head::Plain(weight) => Ok(weight.clone()),
+            Head::Of(matrix) => matrix.weight(),
+        }
     }
 }
 

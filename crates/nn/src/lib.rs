@@ -9,7 +9,7 @@
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
-//! use tallow_nn::{Build, Linear, ParamStore, RandomInit, Role, StoreOptions, plan_params};
+//! use tallow_nn::{Build, ForwardContext, Linear, ParamStore, RandomInit, Role, StoreOptions, plan_params};
 //!
 //! fn model(b: &Build) -> tallow_nn::Result<Linear> {
 //!     b.at("mlp").linear("up_proj", Role::MlpIn, 4, 8, false)
@@ -17,8 +17,9 @@
 //! let (_, specs) = plan_params(model)?;
 //! let store = ParamStore::new(specs, &StoreOptions::trainable(DType::F32, Device::Cpu), &RandomInit { seed: 1 })?;
 //! let up_proj = store.build(model)?;
-//! let y = up_proj.forward(&Tensor::ones((2, 4), DType::F32, &Device::Cpu)?)?;
-//! assert_eq!(y.dims(), &[2, 8]);
+//! let x = Tensor::ones((1, 2, 4), DType::F32, &Device::Cpu)?;
+//! let y = up_proj.forward(&x, &ForwardContext::causal(1, 2)?)?;
+//! assert_eq!(y.dims(), &[1, 2, 8]);
 //! # Ok::<(), tallow_nn::Error>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -39,8 +40,8 @@ pub use cache::{ContiguousCache, KvCache};
 pub use context::{DropoutContext, ForwardContext, site};
 pub use error::{Error, Result};
 pub use factory::{Build, LayerFactory, LinearSpec, plan_params};
-pub use layers::{Embedding, LayerNorm, Linear, Norm, Projection, RmsNorm};
+pub use layers::{Embedding, Head, HeadMatrix, LayerNorm, Linear, Lookup, Norm, Projection, RmsNorm};
 pub use mlp::{Activation, GatedMlp, Mlp};
 pub use param::{Init, ParamSpec, Role};
 pub use rope::{RopeConfig, RopeScaling};
-pub use store::{Bucket, Fill, Param, ParamStore, RandomInit, StoreOptions};
+pub use store::{Bucket, Fill, Pack, PackedParam, Param, ParamStore, RandomInit, StoreOptions};

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use tallow_ops::{Gelu, gelu, relu, silu, swiglu};
 
-use crate::{Linear, Result};
+use crate::{ForwardContext, Linear, Result};
 
 /// The activation of an ungated feed-forward layer, by its Hugging Face name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,9 +54,9 @@ impl GatedMlp {
     ///
     /// # Errors
     /// If the shapes or dtypes do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        self.down_proj.forward(&h)
+    pub fn forward(&self, x: &Tensor, cx: &ForwardContext) -> Result<Tensor> {
+        let h = swiglu(&self.gate_proj.forward(x, cx)?, &self.up_proj.forward(x, cx)?)?;
+        self.down_proj.forward(&h, cx)
     }
 }
 
@@ -76,7 +76,7 @@ impl Mlp {
     ///
     /// # Errors
     /// If the shapes or dtypes do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&self.activation.forward(&self.up.forward(x)?)?)
+    pub fn forward(&self, x: &Tensor, cx: &ForwardContext) -> Result<Tensor> {
+        self.down.forward(&self.activation.forward(&self.up.forward(x, cx)?)?, cx)
     }
 }

@@ -39,6 +39,8 @@ pub enum Init {
     Ones,
     /// Normal with mean 0 and this standard deviation.
     Normal(f32),
+    /// Uniform between minus this and this.
+    Uniform(f32),
 }
 
 /// A parameter as a model asks for it.

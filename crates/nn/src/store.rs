@@ -5,11 +5,12 @@
 //! checkpoint, a collective and a shard want; a layer sees a view of it as its weight.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use rayon::prelude::*;
-use tallow_ops::Weight;
+use tallow_ops::{PackedMatrix, Weight};
 
 use crate::factory::{Build, LayerFactory};
 use crate::{Error, Init, ParamSpec, Result};
@@ -41,30 +42,44 @@ impl Fill for RandomInit {
             Init::Normal(std) => {
                 tallow_ops::fill_normal(out, self.seed, tallow_ops::stream_of(&spec.name), std);
             }
+            Init::Uniform(most) => {
+                tallow_ops::fill_uniform(out, self.seed, tallow_ops::stream_of(&spec.name), -most, most);
+            }
         }
         Ok(())
     }
 }
 
+/// Keeps matrices that are not trained in fewer bits.
+pub trait Pack: Sync {
+    /// The matrix of `spec`, whose values `fill` has; `None` to keep it as it is.
+    ///
+    /// # Errors
+    /// If its values cannot be had, or it cannot be packed as asked.
+    fn pack(&self, spec: &ParamSpec, fill: &dyn Fill) -> Result<Option<Arc<dyn PackedMatrix>>>;
+}
+
 /// How a store holds its parameters.
-pub struct StoreOptions {
+pub struct StoreOptions<'a> {
     /// Dtype that the ops compute in: f32 or bf16.
     pub dtype: DType,
     /// Device of the buckets.
     pub device: Device,
     /// Which parameters are trained; these get an f32 master copy and an f32 gradient.
-    pub trainable: fn(&ParamSpec) -> bool,
+    pub trainable: &'a (dyn Fn(&ParamSpec) -> bool + Sync),
+    /// What is packed of the others.
+    pub pack: Option<&'a dyn Pack>,
 }
 
-impl StoreOptions {
+impl StoreOptions<'_> {
     /// Every parameter trained.
     pub fn trainable(dtype: DType, device: Device) -> Self {
-        Self { dtype, device, trainable: |_| true }
+        Self { dtype, device, trainable: &|_| true, pack: None }
     }
 
     /// None trained: inference.
     pub fn frozen(dtype: DType, device: Device) -> Self {
-        Self { dtype, device, trainable: |_| false }
+        Self { dtype, device, trainable: &|_| false, pack: None }
     }
 }
 
@@ -98,9 +113,19 @@ pub struct Param {
     pub offset: usize,
 }
 
+/// A parameter that lies in no bucket.
+#[derive(Clone, Debug)]
+pub struct PackedParam {
+    /// What was asked for.
+    pub spec: ParamSpec,
+    /// Its values.
+    pub matrix: Arc<dyn PackedMatrix>,
+}
+
 /// Every parameter of a model. The order is that in which the model asked, the same in every process.
 pub struct ParamStore {
     params: Vec<Param>,
+    packed: Vec<PackedParam>,
     buckets: Vec<Bucket>,
     weights: HashMap<String, Weight>,
     dtype: DType,
@@ -120,14 +145,19 @@ impl ParamStore {
                 reason: "weights are held as `f32` or `bf16`".into(),
             });
         }
+        let (packed, specs) = take_packed(specs, options, fill)?;
         let (params, layouts) = lay_out(specs, options.trainable);
         let mut buckets = Vec::with_capacity(layouts.len());
         for (index, layout) in layouts.iter().enumerate() {
             let members: Vec<&Param> = params.iter().filter(|p| p.bucket == index).collect();
             buckets.push(layout.allocate(&members, options, fill)?);
         }
-        let mut store =
-            Self { params, buckets, weights: HashMap::new(), dtype: options.dtype, device: options.device.clone() };
+        let mut weights = HashMap::new();
+        for PackedParam { spec, matrix } in &packed {
+            weights.insert(spec.name.clone(), Weight::packed(matrix.clone(), options.dtype)?);
+        }
+        let (dtype, device) = (options.dtype, options.device.clone());
+        let mut store = Self { params, packed, buckets, weights, dtype, device };
         for param in &store.params {
             store.weights.insert(param.spec.name.clone(), store.weight_of(param)?);
         }
@@ -142,9 +172,24 @@ impl ParamStore {
         build(&Build::new(self))
     }
 
-    /// All parameters, in the order of asking.
+    /// All parameters that lie in buckets, in the order of asking.
     pub fn params(&self) -> &[Param] {
         &self.params
+    }
+
+    /// The parameters that are packed, in the order of asking.
+    pub fn packed(&self) -> &[PackedParam] {
+        &self.packed
+    }
+
+    /// The parameters that are trained, in the order of asking.
+    pub fn trained(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(|param| self.buckets[param.bucket].trainable)
+    }
+
+    /// The first stage with a parameter that is trained: below it nothing needs a gradient.
+    pub fn first_trained_stage(&self) -> Option<usize> {
+        self.buckets.iter().filter(|bucket| bucket.trainable).map(|bucket| bucket.stage).min()
     }
 
     /// All buckets, by stage.
@@ -154,7 +199,8 @@ impl ParamStore {
 
     /// Number of elements of all parameters.
     pub fn num_elements(&self) -> usize {
-        self.params.iter().map(|p| p.spec.num_elements()).sum()
+        let packed: usize = self.packed.iter().map(|p| p.spec.num_elements()).sum();
+        packed + self.params.iter().map(|p| p.spec.num_elements()).sum::<usize>()
     }
 
     /// The value of a parameter, in its own shape: the f32 master where there is one, else what the ops read.
@@ -218,8 +264,30 @@ struct BucketLayout {
     decay_len: usize,
 }
 
+/// Packs what is to be packed; the rest comes back as it was.
+fn take_packed(
+    specs: Vec<ParamSpec>,
+    options: &StoreOptions,
+    fill: &dyn Fill,
+) -> Result<(Vec<PackedParam>, Vec<ParamSpec>)> {
+    let Some(pack) = options.pack else { return Ok((vec![], specs)) };
+    let (mut packed, mut rest) = (vec![], vec![]);
+    for spec in specs {
+        let matrix = if (options.trainable)(&spec) { None } else { pack.pack(&spec, fill)? };
+        match matrix {
+            Some(matrix) if spec.shape == [matrix.dims().0, matrix.dims().1] => packed.push(PackedParam { spec, matrix }),
+            Some(matrix) => {
+                let reason = format!("was packed as {:?} but is {:?}", matrix.dims(), spec.shape);
+                return Err(Error::Param { name: spec.name, reason });
+            }
+            None => rest.push(spec),
+        }
+    }
+    Ok((packed, rest))
+}
+
 /// Puts every parameter in its bucket, decaying ones first, and keeps the order of asking otherwise.
-fn lay_out(specs: Vec<ParamSpec>, trainable: fn(&ParamSpec) -> bool) -> (Vec<Param>, Vec<BucketLayout>) {
+fn lay_out(specs: Vec<ParamSpec>, trainable: &dyn Fn(&ParamSpec) -> bool) -> (Vec<Param>, Vec<BucketLayout>) {
     let mut keys: Vec<(usize, bool)> = specs.iter().map(|s| (s.stage, !trainable(s))).collect();
     keys.sort_unstable();
     keys.dedup();
@@ -315,10 +383,10 @@ mod tests {
     fn f32_layers_see_the_master_itself() -> Result<()> {
         let store = store(DType::F32)?;
         let (proj, _) = store.build(two_layers)?;
-        let before = proj.weight().map(|w| w.value().to_vec2::<f32>()).transpose()?;
+        let before = proj.weight().map(|w| w.value()?.to_vec2::<f32>()).transpose()?;
         let master = store.buckets()[0].master.as_ref().expect("trainable");
         master.slice_set(&Tensor::ones(15, DType::F32, &Device::Cpu)?, 0, 0)?;
-        let after = proj.weight().map(|w| w.value().to_vec2::<f32>()).transpose()?;
+        let after = proj.weight().map(|w| w.value()?.to_vec2::<f32>()).transpose()?;
         assert_ne!(before, after);
         assert_eq!(after, Some(vec![vec![1.0; 3]; 5]));
         Ok(())

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::Weight;
 use crate::gradients::{Backward, Gradients, Saved, Slot, WeightSlot};
 use crate::operand::tensor_of;
 use crate::trace;
@@ -18,7 +19,7 @@ pub(crate) fn record(op: impl Backward, inputs: &[&Tensor], y: CpuStorage, shape
         return tensor_of(y, shape);
     }
     let operands = inputs.iter().map(|x| (*x).clone());
-    let mut operands: Vec<Tensor> = operands.chain(weights.iter().map(|w| w.operand().clone())).collect();
+    let mut operands: Vec<Tensor> = operands.chain(weights.iter().map(operand).collect::<Result<Vec<_>>>()?).collect();
     if operands.len() > MOST {
         bail!("{}: {} operands, candle's tape takes {MOST}", op.name(), operands.len())
     }
@@ -30,6 +31,14 @@ pub(crate) fn record(op: impl Backward, inputs: &[&Tensor], y: CpuStorage, shape
         &operands[2],
         OnCandle { op: Box::new(op), num_inputs, made: Mutex::new(Some((y, shape))) },
     )
+}
+
+/// A weight's place among the operands; that of a packed one, which has no gradient, is held by a constant.
+fn operand(weight: &&Weight) -> Result<Tensor> {
+    match weight.operand() {
+        Some(operand) => Ok(operand.clone()),
+        None => Tensor::zeros(1, weight.dtype(), weight.device()),
+    }
 }
 
 struct OnCandle {
@@ -73,7 +82,7 @@ impl CustomOp3 for OnCandle {
         let slot = |x: &Tensor| if x.track_op() { Slot::Empty } else { Slot::Unwanted };
         let weight_slots = weights.iter().zip(rest).map(|(weight, operand)| match weight.grad() {
             _ if !operand.track_op() => WeightSlot::Unwanted,
-            Some(sum) if !weight.value().track_op() => WeightSlot::Slot(sum),
+            Some(sum) => WeightSlot::Slot(sum),
             _ => WeightSlot::Tape(weight, None),
         });
         let mut grads = Gradients::new(inputs.iter().map(slot).collect(), weight_slots.collect());

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, DType, Result, Tensor, bail};
 use rayon::prelude::*;
-use tallow_kernels::cross_entropy::{self as kernels, Rows};
+use tallow_kernels::cross_entropy::{self as kernels, Factors, Rows};
 use tallow_kernels::memory::unspecified;
 use tallow_kernels::simd;
 
@@ -25,6 +25,8 @@ pub struct CrossEntropyOptions {
     pub scale: f64,
     /// Weight of `lse^2` (PaLM, Chowdhery et al. 2022, section 5), which keeps logits from drifting; 0 is none.
     pub z_loss: f64,
+    /// The part of each target that is spread evenly over the vocabulary (Szegedy et al. 2016); 0 is none.
+    pub label_smoothing: f64,
     /// Positions with this target add nothing.
     pub ignore_index: u32,
     /// Rows of logits at once; `None` chooses by the vocabulary.
@@ -33,55 +35,85 @@ pub struct CrossEntropyOptions {
 
 impl Default for CrossEntropyOptions {
     fn default() -> Self {
-        Self { scale: 1.0, z_loss: 0.0, ignore_index: IGNORE_INDEX, chunk: None }
+        Self { scale: 1.0, z_loss: 0.0, label_smoothing: 0.0, ignore_index: IGNORE_INDEX, chunk: None }
+    }
+}
+
+/// What is to be predicted, and how much each of it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets<'a> {
+    /// `[n]` u32.
+    pub ids: &'a Tensor,
+    /// `n` weights, finite and not negative; none for 1 each.
+    pub weights: Option<&'a [f32]>,
+}
+
+impl<'a> From<&'a Tensor> for Targets<'a> {
+    fn from(ids: &'a Tensor) -> Self {
+        Self { ids, weights: None }
     }
 }
 
 /// What [`linear_cross_entropy`] gives.
 pub struct CrossEntropy {
-    /// `scale * sum of (nll + z_loss * lse^2)`, f32 `[]`, on the tape.
+    /// `scale * sum of w ((1 - s) nll + s (lse - mean logit) + z_loss lse^2)`, f32 `[]`, on the tape.
     pub loss: Tensor,
-    /// Sum of the negative log-likelihoods in nats, without scale and z-loss.
+    /// Sum of `w nll` in nats, without scale, smoothing and z-loss.
     pub nll_sum: f64,
+    /// Sum of the weights of targets that are not ignored; their number where none is given.
+    pub weight_sum: f64,
     /// Targets that are not ignored.
     pub num_targets: usize,
 }
 
-/// `scale * sum over i of (lse_i - logit_i[target_i] + z lse_i^2)` with `logits = x W^T`, `lse` their log-sum-exp.
+/// `scale * sum over i of w_i ((1 - s) (lse_i - logit_i[target_i]) + s (lse_i - mean of logit_i) + z lse_i^2)` with
+/// `logits = x W^T`, `lse` their log-sum-exp, `s` the label smoothing.
 ///
-/// `x [n, c]` and `weight [v, c]` of one dtype, f32 or bf16; `targets [n]` u32. Logits are f32, a chunk of rows at a time.
+/// `x [n, c]` and `weight [v, c]` of one dtype, f32 or bf16; target ids `[n]` u32. Logits are f32, a chunk of rows at a time.
 ///
 /// **Terminal.** The gradients of `x` and of a weight with a slot are computed here, while a chunk's logits exist, and the
 /// slot has received its own when this returns. Backward must start from the loss itself: any other gradient than 1
 /// arriving there is an error where a slot was added to.
 ///
 /// # Errors
-/// If a target is neither ignored nor below `v`, or shapes, dtypes or devices do not fit.
-pub fn linear_cross_entropy(
+/// If a target is neither ignored nor below `v`, a weight or the smoothing is out of range, or shapes, dtypes or devices do
+/// not fit.
+pub fn linear_cross_entropy<'a>(
     x: &Tensor,
     weight: &Weight,
-    targets: &Tensor,
+    targets: impl Into<Targets<'a>>,
     options: &CrossEntropyOptions,
 ) -> Result<CrossEntropy> {
+    let targets = targets.into();
     let (n, c, v) = check("linear_cross_entropy", x, weight)?;
-    if targets.dims() != [n] || targets.dtype() != DType::U32 {
-        bail!("linear_cross_entropy: x {:?} needs u32 targets [{n}], got {:?}", x.shape(), targets.shape())
+    if targets.ids.dims() != [n] || targets.ids.dtype() != DType::U32 {
+        bail!("linear_cross_entropy: x {:?} needs u32 targets [{n}], got {:?}", x.shape(), targets.ids.shape())
     }
-    let ids = targets.to_vec1::<u32>()?;
+    let ids = targets.ids.to_vec1::<u32>()?;
     check_targets(&ids, v, options.ignore_index)?;
+    if let Some(weights) = targets.weights {
+        if weights.len() != n {
+            bail!("linear_cross_entropy: {} weights for {n} targets", weights.len())
+        }
+        if let Some(i) = weights.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
+            bail!("linear_cross_entropy: weight {} at index {i} is not finite and at least 0", weights[i])
+        }
+    }
+    if !(0.0..1.0).contains(&options.label_smoothing) {
+        bail!("linear_cross_entropy: label smoothing {} is not in [0, 1)", options.label_smoothing)
+    }
     if !on_cpu(x) {
         let mut made = None;
         let loss = composed_of("linear-cross-entropy", &[x], |x| {
-            let CrossEntropy { loss, nll_sum, num_targets } =
-                reference::linear_cross_entropy(&x[0], &composed(weight)?, targets, options)?;
-            made = Some((nll_sum, num_targets));
-            Ok(loss)
+            let made_of = reference::linear_cross_entropy(&x[0], &composed(weight)?, targets, options)?;
+            made = Some((made_of.nll_sum, made_of.weight_sum, made_of.num_targets));
+            Ok(made_of.loss)
         })?;
-        let (nll_sum, num_targets) = made.unwrap_or_default();
-        return Ok(CrossEntropy { loss, nll_sum, num_targets });
+        let (nll_sum, weight_sum, num_targets) = made.unwrap_or_default();
+        return Ok(CrossEntropy { loss, nll_sum, weight_sum, num_targets });
     }
     let chunk = options.chunk.unwrap_or_else(|| chunk_rows(v)).clamp(1, n.max(1));
-    let job = Job { n, c, v, targets: &ids, chunk, options };
+    let job = Job { n, c, v, targets: &ids, weights: targets.weights, chunk, options };
     let x = dense(x)?;
     let _span = trace::op("linear-cross-entropy", || {
         let products = if is_tracked(&x) || weight.needs_grad() { 6.0 } else { 2.0 };
@@ -133,6 +165,7 @@ struct Job<'a> {
     c: usize,
     v: usize,
     targets: &'a [u32],
+    weights: Option<&'a [f32]>,
     chunk: usize,
     options: &'a CrossEntropyOptions,
 }
@@ -141,18 +174,21 @@ struct Job<'a> {
 #[derive(Default)]
 struct Sums {
     nll: f64,
+    /// Of `lse - mean logit`.
+    spread: f64,
     lse_squares: f64,
+    weights: f64,
     targets: usize,
 }
 
 impl Job<'_> {
     fn run<T: Scalar>(&self, x: &Tensor, weight: &Weight) -> Result<CrossEntropy> {
-        let value = weight.value().detach().contiguous()?;
+        let value = weight.value()?.detach().contiguous()?;
         let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), value.storage_and_layout());
         let (x_values, w_values) = (view::<T>(&xs, xl)?, view::<T>(&ws, wl)?);
         let mut dx = is_tracked(x).then(|| unspecified(self.n * self.c));
         let (sums, dw) = match (weight.needs_grad(), weight.grad()) {
-            (true, Some(slot)) if !weight.value().track_op() => {
+            (true, Some(slot)) => {
                 let sums = mutate(slot, |dw| Ok(self.chunks(x_values, w_values, dx.as_deref_mut(), Some(dw))))?;
                 (sums, None)
             }
@@ -162,7 +198,8 @@ impl Job<'_> {
             }
             (false, _) => (self.chunks(x_values, w_values, dx.as_deref_mut(), None), None),
         };
-        let value = self.options.scale * (sums.nll + self.options.z_loss * sums.lse_squares);
+        let &CrossEntropyOptions { scale, z_loss, label_smoothing: s, .. } = self.options;
+        let value = scale * ((1.0 - s) * sums.nll + s * sums.spread + z_loss * sums.lse_squares);
         let op = Loss {
             weight: weight.clone(),
             dx: dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?,
@@ -170,7 +207,7 @@ impl Job<'_> {
             slot_is_added_to: weight.grad().is_some() && weight.needs_grad(),
         };
         let loss = finish(op, &[x], CpuStorage::F32(vec![value as f32]), ())?;
-        Ok(CrossEntropy { loss, nll_sum: sums.nll, num_targets: sums.targets })
+        Ok(CrossEntropy { loss, nll_sum: sums.nll, weight_sum: sums.weights, num_targets: sums.targets })
     }
 
     fn chunks<T: Scalar>(&self, x: &[T], w: &[T], mut dx: Option<&mut [T]>, mut dw: Option<&mut [f32]>) -> Sums {
@@ -184,17 +221,26 @@ impl Job<'_> {
             let targets = &self.targets[start..start + rows];
             let (x, logits, losses) = (&x[start * c..][..rows * c], &mut logits[..rows * v], &mut losses[..rows]);
             T::nt_f32(rows, v, c, x, w, logits);
-            kernels::row_losses(level, logits, v, targets, options.ignore_index, losses);
-            for (loss, _) in losses.iter().zip(targets).filter(|(_, t)| **t != options.ignore_index) {
-                sums.nll += f64::from(loss.lse) - f64::from(loss.target);
-                sums.lse_squares += f64::from(loss.lse).powi(2);
+            let smoothed = options.label_smoothing > 0.0;
+            let weights = self.weights.map(|weights| &weights[start..start + rows]);
+            kernels::row_losses(level, logits, v, (targets, options.ignore_index), smoothed, losses);
+            for (i, loss) in losses.iter().enumerate().filter(|(i, _)| targets[*i] != options.ignore_index) {
+                let (w, lse) = (weights.map_or(1.0, |weights| f64::from(weights[i])), f64::from(loss.lse));
+                sums.nll += w * (lse - f64::from(loss.target));
+                sums.spread += w * (lse - f64::from(loss.mean));
+                sums.lse_squares += w * lse.powi(2);
+                sums.weights += w;
                 sums.targets += 1;
             }
             if dx.is_none() && dw.is_none() {
                 continue;
             }
-            let factors = (options.scale as f32, options.z_loss as f32);
-            let rows_of = Rows { level, v, targets, ignore: options.ignore_index, losses, factors };
+            let factors = Factors {
+                scale: options.scale as f32,
+                z_loss: options.z_loss as f32,
+                smoothing: options.label_smoothing as f32,
+            };
+            let rows_of = Rows { level, v, targets, ignore: options.ignore_index, losses, weights, factors };
             let g = T::logit_gradients(&rows_of, logits, &mut rounded);
             if let Some(dx) = dx.as_deref_mut() {
                 T::nn(rows, c, v, g, w, &mut dx[start * c..][..rows * c], false);
@@ -307,7 +353,7 @@ pub fn head_logits(x: &Tensor, weight: &Weight) -> Result<Vec<f32>> {
 
 fn logits(x: &Tensor, weight: &Weight, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {
     if !on_cpu(x) {
-        return reference::linear(x, weight.value(), None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
+        return reference::linear(x, &weight.value()?, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
     }
     fn run<T: Scalar>(x: &Tensor, w: &Tensor, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {
         let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), w.storage_and_layout());
@@ -315,7 +361,7 @@ fn logits(x: &Tensor, weight: &Weight, (n, c, v): (usize, usize, usize)) -> Resu
         T::nt_f32(n, v, c, view::<T>(&xs, xl)?, view::<T>(&ws, wl)?, &mut logits);
         Ok(logits)
     }
-    let (x, w) = (dense(x)?, weight.value().detach().contiguous()?);
+    let (x, w) = (dense(x)?, weight.value()?.detach().contiguous()?);
     with_dtype!("logprobs_top", x.dtype(), T => run::<T>(&x, &w, (n, c, v)))
 }
 

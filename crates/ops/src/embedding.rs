@@ -49,9 +49,17 @@ struct Embedding {
 
 impl Embedding {
     fn forward<T: Scalar>(&self) -> Result<CpuStorage> {
-        let weight = self.weight.value().detach().contiguous()?;
-        let (ws, wl) = weight.storage_and_layout();
         let mut y = unspecified(self.ids.len() * self.c);
+        if self.weight.packed_matrix().is_some() {
+            for (id, y) in self.ids.iter().zip(y.chunks_exact_mut(self.c)) {
+                let row = self.weight.rows(*id as usize..*id as usize + 1)?;
+                let (rs, rl) = row.storage_and_layout();
+                y.copy_from_slice(view::<T>(&rs, rl)?);
+            }
+            return Ok(T::into_storage(y));
+        }
+        let weight = self.weight.value()?.detach().contiguous()?;
+        let (ws, wl) = weight.storage_and_layout();
         kernels::gather(view::<T>(&ws, wl)?, self.c, &self.ids, &mut y);
         Ok(T::into_storage(y))
     }

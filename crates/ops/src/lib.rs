@@ -34,6 +34,7 @@ mod elementwise;
 mod embedding;
 mod gradients;
 mod linear;
+mod lora;
 mod norm;
 mod operand;
 mod optimizer;
@@ -47,16 +48,17 @@ pub use activation::{Gelu, gelu, relu, silu, swiglu};
 pub use attention::{KeyRanges, attention};
 pub use autograd::{backward_from, grad_enabled, no_grad};
 pub use cross_entropy::{
-    CrossEntropy, CrossEntropyOptions, IGNORE_INDEX, TopLogprobs, cross_entropy_workspace, head_logits,
+    CrossEntropy, CrossEntropyOptions, IGNORE_INDEX, Targets, TopLogprobs, cross_entropy_workspace, head_logits,
     linear_cross_entropy, logprobs_top,
 };
 pub use dropout::{DropoutKey, dropout};
 pub use elementwise::residual_add;
 pub use embedding::embedding;
 pub use linear::linear;
+pub use lora::{LoraWeights, lora_linear, merge_lora, merged_norms, merged_rows, scale_outputs};
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamWBuckets, AdamWParams, adamw_step, all_finite, cast_to_bf16, fill_zero, global_sq_norm};
 pub use rope::{RopeLayout, RopeTable, rope};
 pub use tallow_kernels::rng::{fill_normal, fill_uniform, stream_of};
 pub use tape::{Tape, composed_of, constant, narrow, record, reshape};
-pub use weight::Weight;
+pub use weight::{PackedMatrix, Weight};

@@ -94,7 +94,7 @@ fn forward<T: Scalar>(
     eps: f64,
     kind: Kind,
 ) -> Result<(CpuStorage, RowStats)> {
-    let weight = weight.value().detach().contiguous()?;
+    let weight = weight.value()?.detach().contiguous()?;
     let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), weight.storage_and_layout());
     let (x, weight) = (view::<T>(&xs, xl)?, view::<T>(&ws, wl)?);
     let rows = x.len() / weight.len();
@@ -106,7 +106,7 @@ fn forward<T: Scalar>(
             RowStats::Rms(rstd)
         }
         Kind::Layer => {
-            let bias = bias.map(|b| b.value().detach().contiguous()).transpose()?;
+            let bias = bias.map(|b| b.value()?.detach().contiguous()).transpose()?;
             let held = bias.as_ref().map(Tensor::storage_and_layout);
             let bias = held.as_ref().map(|(s, l)| view::<T>(s, l)).transpose()?;
             let mut stats = vec![[0.0; 2]; rows];
@@ -119,7 +119,7 @@ fn forward<T: Scalar>(
 
 impl Norm {
     fn gradients<T: Scalar>(&self, x: &Tensor, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
-        let weight = self.weight.value().detach().contiguous()?;
+        let weight = self.weight.value()?.detach().contiguous()?;
         let ((xs, xl), (ds, dl), (ws, wl)) =
             (x.storage_and_layout(), dy.storage_and_layout(), weight.storage_and_layout());
         let (x_values, w, dy) = (view::<T>(&xs, xl)?, view(&ws, wl)?, view(&ds, dl)?);

@@ -148,8 +148,8 @@ pub(crate) fn tensor_of(storage: CpuStorage, shape: Shape) -> Result<Tensor> {
 /// what arrives there in backward is added to the slot.
 pub(crate) fn composed(weight: &Weight) -> Result<Tensor> {
     match (weight.anchor(), weight.grad()) {
-        (Some(anchor), Some(slot)) => weight.value().contiguous()?.apply_op2(anchor, SlotTap { slot: slot.clone() }),
-        _ => Ok(weight.value().clone()),
+        (Some(anchor), Some(slot)) => weight.value()?.contiguous()?.apply_op2(anchor, SlotTap { slot: slot.clone() }),
+        _ => weight.value(),
     }
 }
 

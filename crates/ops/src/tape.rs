@@ -92,7 +92,7 @@ pub fn record<R, E>(
 }
 
 /// Whether this thread records.
-fn recording() -> bool {
+pub(crate) fn recording() -> bool {
     CURRENT.with_borrow(Option::is_some)
 }
 
@@ -163,11 +163,11 @@ fn push(op: impl Backward, inputs: &[&Tensor], y: Tensor, always: bool) -> Resul
     CURRENT.with_borrow_mut(|tape| {
         let Some(tape) = tape else { return Ok(y) };
         let held = op.weights();
-        let of_tensors = held.iter().filter(|w| w.is_of_tensor()).map(|w| w.value());
+        let of_tensors = held.iter().filter_map(|w| w.tensor());
         tape.check(op.name(), inputs.iter().copied().chain(of_tensors))?;
         let slots: Vec<Option<usize>> = inputs.iter().map(|x| tape.slots.get(&x.id()).copied()).collect();
-        let trained = |weight: &&Weight| match tape.slots.get(&weight.value().id()) {
-            Some(slot) if weight.is_of_tensor() => Trained::Recorded(*slot),
+        let trained = |weight: &&Weight| match weight.tensor().and_then(|x| tape.slots.get(&x.id())) {
+            Some(slot) => Trained::Recorded(*slot),
             _ if weight.grad().is_some() => Trained::Sum,
             _ => Trained::No,
         };

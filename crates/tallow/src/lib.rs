@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub use tallow_adapters as adapters;
 pub use tallow_data as data;
 pub use tallow_engine as engine;
 pub use tallow_formats as formats;
@@ -33,4 +34,5 @@ pub struct Readme;
 
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod merge;
 pub mod open;

@@ -1,8 +1,9 @@
 //! Opening a model with its tokenizer, whatever file it is in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
+use tallow_adapters::{AdapterFill, AdapterPlan, PeftAdapter};
 use tallow_formats::ModelLocation;
 use tallow_formats::gguf::GgufFile;
 use tallow_formats::hf::ModelDir;
@@ -22,6 +23,17 @@ pub enum Error {
     /// The model could not be built.
     #[error(transparent)]
     Model(#[from] tallow_models::Error),
+    /// The adapter cannot be merged.
+    #[error("{}: {reason}", path.display())]
+    Merge {
+        /// The adapter.
+        path: PathBuf,
+        /// Why not, and the way out.
+        reason: String,
+    },
+    /// The adapter could not be read, or is not of this model.
+    #[error(transparent)]
+    Adapter(#[from] tallow_adapters::Error),
     /// The layers could not be filled.
     #[error(transparent)]
     Layer(#[from] tallow_nn::Error),
@@ -67,6 +79,7 @@ pub struct OpenModel {
     decoder: Box<dyn Decoder>,
     tokenizer: std::result::Result<Tokenizer, String>,
     device: Device,
+    adapter: Option<AdapterPlan>,
 }
 
 /// The files of a model: configuration and tensors, and its tokenizer where it has one.
@@ -139,18 +152,44 @@ pub fn open_files(model: &str) -> Result<OpenFiles> {
 /// # Errors
 /// As [`open_files`], and if a tensor is missing, malformed, of the wrong shape, or would be ignored.
 pub fn open(model: &str, dtype: Dtype) -> Result<OpenModel> {
-    let OpenFiles { checkpoint, tokenizer } = open_files(model)?;
+    open_adapted(model, None, dtype)
+}
+
+/// As [`open`], with the PEFT adapter in the folder `adapter` beside the model. The adapter's tokenizer, which carries the
+/// chat template that it was trained with, takes the place of the model's where it has one.
+///
+/// # Errors
+/// As [`open`], and if the adapter is malformed or not of this model.
+pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result<OpenModel> {
+    let OpenFiles { checkpoint, mut tokenizer } = open_files(model)?;
     let config = checkpoint.config();
-    let (_, specs) = plan_params(|b| config.build(b))?;
-    checkpoint.check(&specs)?;
+    let (_, base) = plan_params(|b| config.build(b))?;
+    checkpoint.check(&base)?;
     let device = Device::Cpu;
     let dtype = match dtype {
         Dtype::F32 => DType::F32,
         Dtype::Bf16 => DType::BF16,
     };
-    let store = ParamStore::new(specs, &StoreOptions::frozen(dtype, device.clone()), &checkpoint)?;
-    let decoder = store.build(|b| config.build(b))?;
-    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device })
+    let options = StoreOptions::frozen(dtype, device.clone());
+    let (store, decoder, plan) = match adapter {
+        None => {
+            let store = ParamStore::new(base, &options, &checkpoint)?;
+            let decoder = store.build(|b| config.build(b))?;
+            (store, decoder, None)
+        }
+        Some(dir) => {
+            let files = PeftAdapter::open(dir)?;
+            let plan = files.plan(&base)?;
+            let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
+            let store = ParamStore::new(specs.clone(), &options, &AdapterFill::of_files(&checkpoint, &plan, &specs, &files))?;
+            let decoder = store.build(|b| plan.build(b, |b| config.build(b)))?;
+            if dir.join("tokenizer.json").is_file() {
+                tokenizer = Tokenizer::from_path(dir).map_err(|e| e.to_string());
+            }
+            (store, decoder, Some(plan))
+        }
+    };
+    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapter: plan })
 }
 
 /// The tokenizer inside a GGUF file.
@@ -193,6 +232,11 @@ impl OpenModel {
     /// Its parameters.
     pub fn store(&self) -> &ParamStore {
         &self.store
+    }
+
+    /// The adapter beside it, if there is one.
+    pub fn adapter(&self) -> Option<&AdapterPlan> {
+        self.adapter.as_ref()
     }
 
     /// Where it computes.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use tallow_data::Batch;
 use tallow_nn::ForwardContext;
-use tallow_ops::KeyRanges;
+use tallow_ops::{KeyRanges, Targets};
 
 use crate::Result;
 
@@ -15,7 +15,9 @@ pub(crate) struct MicroBatch {
     /// `[b, t]` u32.
     pub(crate) ids: Tensor,
     /// `[b, t]` u32, `IGNORE_INDEX` where nothing is predicted.
-    pub(crate) targets: Tensor,
+    targets: Tensor,
+    /// How much each counts; `None` for 1.
+    weights: Option<Vec<f32>>,
     positions: Arc<Vec<u32>>,
     ranges: Arc<KeyRanges>,
 }
@@ -29,9 +31,14 @@ impl MicroBatch {
         Ok(Self {
             ids: Tensor::from_slice(&batch.input_ids[span.clone()], (b, t), device)?,
             targets: Tensor::from_slice(&batch.targets[span.clone()], (b, t), device)?,
+            weights: (!batch.weights.is_empty()).then(|| batch.weights[span.clone()].to_vec()),
             positions: Arc::new(batch.positions[span].to_vec()),
             ranges: Arc::new(ranges),
         })
+    }
+
+    pub(crate) fn targets(&self) -> Targets<'_> {
+        Targets { ids: &self.targets, weights: self.weights.as_deref() }
     }
 
     pub(crate) fn context(&self) -> ForwardContext<'static> {

@@ -9,10 +9,10 @@ use tallow_models::{Decoder, ModelConfig, parse_config_strict};
 use tallow_nn::{ForwardContext, ParamStore, RandomInit, StoreOptions, plan_params};
 use tallow_ops::{CrossEntropyOptions, KeyRanges, trace};
 
-use crate::backward::{ActivationCheckpointing, forward_backward};
+use crate::backward::{ActivationCheckpointing, StepOptions, forward_backward};
 use crate::config::TrainDtype;
 use crate::optimizer::{AdamW, OptimizerConfig};
-use crate::plan::{MemoryPlan, StepShape};
+use crate::plan::{Held, MemoryPlan, StepShape};
 use crate::profile::Profile;
 use crate::{Result, memory};
 
@@ -107,7 +107,7 @@ impl TrainBench {
         let config = self.config()?;
         let (_, specs) = plan_params(|b| config.build(b))?;
         let flops_per_token = config.shape().train_flops_per_token(&specs, self.context);
-        let planned_bytes = MemoryPlan::new(config.as_ref(), &specs, self.shape()).total();
+        let planned_bytes = MemoryPlan::new(config.as_ref(), Held::trained(&specs), self.shape()).total();
         let options = StoreOptions::trainable(self.dtype, device.clone());
         let store = ParamStore::new(specs, &options, &RandomInit { seed: 0 })?;
         let model = store.build(|b| config.build(b))?;
@@ -179,7 +179,14 @@ impl TrainBench {
         let mut cx = ForwardContext::whole(batch.positions.clone(), batch.ranges.clone());
         let scale = 1.0 / (self.batch * self.context) as f64;
         let options = CrossEntropyOptions { scale, ..Default::default() };
-        let sums = forward_backward(model, &batch.ids, &batch.targets, &mut cx, &options, self.checkpointing)?;
+        let sums = forward_backward(
+            model,
+            &batch.ids,
+            (&batch.targets).into(),
+            &mut cx,
+            &options,
+            StepOptions { checkpointing: self.checkpointing, ..Default::default() },
+        )?;
         optimizer.step(store, 3e-4, step, 0.0)?;
         Ok(sums.mean())
     }

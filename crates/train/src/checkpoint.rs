@@ -14,8 +14,9 @@ use tallow_data::{Loader, LoaderState};
 use tallow_formats::TensorSource;
 use tallow_formats::hf::{AtomicDir, sha256_file};
 use tallow_formats::safetensors::{SafetensorsFile, TensorData, write_safetensors};
+use tallow_adapters::{AdapterPlan, PeftAdapter, write_peft};
 use tallow_models::{ModelConfig, save_model};
-use tallow_nn::{Param, ParamStore};
+use tallow_nn::{Fill, Param, ParamSpec, ParamStore};
 use tallow_tokenizer::Tokenizer;
 
 use crate::anomaly::AnomalyDetector;
@@ -41,6 +42,9 @@ pub struct TrainState {
     pub best_loss: Option<f64>,
     /// See `best_loss`.
     pub best_step: Option<u64>,
+    /// Validations since the best one.
+    #[serde(default)]
+    pub worse_in_a_row: u64,
     /// What `best_loss` is the loss of: a loss of other text is not to be compared with it.
     #[serde(default)]
     pub scored_on: Option<String>,
@@ -60,6 +64,7 @@ impl TrainState {
             loader: loader.state(0),
             best_loss: None,
             best_step: None,
+            worse_in_a_row: 0,
             scored_on: None,
             anomaly: None,
             elapsed_before: 0.0,
@@ -67,11 +72,28 @@ impl TrainState {
     }
 }
 
+/// What a run saves of its model.
+pub enum Artifact {
+    /// All of it, as a Hugging Face directory.
+    Model(Box<dyn ModelConfig>),
+    /// What was trained beside a model that stays as it was, as a PEFT directory.
+    Adapter {
+        /// The adapter.
+        plan: AdapterPlan,
+        /// Parameters of the base.
+        base: Vec<ParamSpec>,
+        /// What the base is called.
+        base_model: String,
+        /// What else is to be found again: hashes of what the adapter was trained with.
+        notes: Value,
+    },
+}
+
 /// The checkpoints of one run.
 pub struct Checkpoints {
     dir: PathBuf,
     keep: usize,
-    config: Box<dyn ModelConfig>,
+    artifact: Artifact,
     tokenizer: Option<Tokenizer>,
 }
 
@@ -81,8 +103,8 @@ const MANIFEST: &str = "manifest.json";
 
 impl Checkpoints {
     /// In `dir`, keeping the newest `keep` besides the last and the best.
-    pub fn new(dir: PathBuf, keep: usize, config: Box<dyn ModelConfig>, tokenizer: Option<Tokenizer>) -> Self {
-        Self { dir, keep, config, tokenizer }
+    pub fn new(dir: PathBuf, keep: usize, artifact: Artifact, tokenizer: Option<Tokenizer>) -> Self {
+        Self { dir, keep, artifact, tokenizer }
     }
 
     /// Steps that there are checkpoints of, ascending. Only whole directories have such a name.
@@ -101,7 +123,8 @@ impl Checkpoints {
         Ok(steps)
     }
 
-    fn path(&self, step: u64) -> PathBuf {
+    /// The folder of the checkpoint of `step`.
+    pub fn path(&self, step: u64) -> PathBuf {
         self.dir.join(format!("step-{step}"))
     }
 
@@ -158,7 +181,12 @@ impl Checkpoints {
     }
 
     fn write_model(&self, dir: &Path, store: &ParamStore) -> Result<()> {
-        save_model(dir, self.config.as_ref(), store)?;
+        match &self.artifact {
+            Artifact::Model(config) => save_model(dir, config.as_ref(), store)?,
+            Artifact::Adapter { plan, base_model, notes, .. } => {
+                write_peft(dir, plan, store, base_model, Some(notes.clone()))?;
+            }
+        }
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save(dir)?;
         }
@@ -186,14 +214,12 @@ impl Checkpoints {
     pub fn restore(&self, path: &Path, store: &ParamStore, optimizer: &AdamW, loader: &Loader) -> Result<TrainState> {
         let state = read_state(path)?;
         loader.check_state(&state.loader)?;
-        let dir = tallow_formats::hf::ModelDir::open(path)?;
-        let weights = tallow_models::Checkpoint::open_dir(&dir)?;
-        check_config(&weights.config().to_hf(), &self.config.to_hf())?;
+        let weights = self.open_weights(path)?;
         let moments = SafetensorsFile::open(&path.join(OPTIMIZER))?;
         for (index, bucket) in store.buckets().iter().enumerate() {
             let Some(master) = &bucket.master else { continue };
             let members: Vec<&Param> = store.params().iter().filter(|p| p.bucket == index).collect();
-            fill_bucket(master, &members, &mut |param, out| Ok(tallow_nn::Fill::fill(&weights, &param.spec, out)?))?;
+            fill_bucket(master, &members, &mut |param, out| Ok(weights.fill(&param.spec, out)?))?;
             if bucket.compute.dtype() != master.dtype() {
                 tallow_ops::cast_to_bf16(master, &bucket.compute)?;
             }
@@ -205,6 +231,36 @@ impl Checkpoints {
             }
         }
         Ok(state)
+    }
+}
+
+impl Checkpoints {
+    /// The values of a checkpoint, once it is found to be of the model or adapter that this run trains.
+    fn open_weights(&self, path: &Path) -> Result<Box<dyn Fill>> {
+        match &self.artifact {
+            Artifact::Model(config) => {
+                let dir = tallow_formats::hf::ModelDir::open(path)?;
+                let weights = tallow_models::Checkpoint::open_dir(&dir)?;
+                check_config(&weights.config().to_hf(), &config.to_hf())?;
+                Ok(Box::new(weights))
+            }
+            Artifact::Adapter { plan, base, base_model, notes } => {
+                let files = PeftAdapter::open(path)?;
+                let saved = files.plan(base)?;
+                if !plan.is_same(&saved) {
+                    let reason = "the run was started with other modules, ranks or alphas; set [adapter] back, or choose \
+                                  another `output`";
+                    return Err(Error::config("adapter", "(a section)", reason));
+                }
+                if let (Some(was), true) = (files.notes(), files.notes() != Some(notes)) {
+                    let differs = was.as_object().into_iter().flatten().find(|(key, was)| notes.get(key) != Some(was));
+                    let key = differs.map_or("base", |(key, _)| key.as_str());
+                    let reason = format!("the run was started with another `{key}`; set it back, or choose another `output`");
+                    return Err(Error::config("model.from", base_model, reason));
+                }
+                Ok(Box::new(files))
+            }
+        }
     }
 }
 

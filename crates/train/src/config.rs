@@ -1,5 +1,6 @@
 //! The run file: TOML, strict, every key typed and defaulted.
 
+mod adapter;
 mod read;
 
 use std::path::{Path, PathBuf};
@@ -15,10 +16,12 @@ use crate::reference::documented;
 use crate::schedule::ScheduleConfig;
 use crate::{Error, Result};
 
+pub use adapter::{AdapterKind, AdapterSection, InitSetting, TargetsSetting};
+pub(crate) use adapter::adapter_error;
 pub use read::Source;
 
 documented! {
-    /// A run file, as `tallow pretrain RUN.toml` reads it.
+    /// A run file, as `tallow pretrain RUN.toml` and `tallow finetune RUN.toml` read it.
     #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields, default)]
     pub struct RunConfig {
@@ -36,6 +39,10 @@ documented! {
         pub data: DataSection,
         /// What is learned.
         pub objective: ObjectiveSection,
+        /// Train a few small matrices beside `model.from` instead of all of it (`tallow finetune` only); without this section
+        /// all of it is trained.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub adapter: Option<AdapterSection>,
         /// How long and in which steps.
         pub train: TrainSection,
         /// How gradients become steps.
@@ -89,6 +96,9 @@ documented! {
         /// A `tokenizer.json`, a directory with one, a SentencePiece or tiktoken file; what `model.from` brings unless
         /// given.
         pub path: Option<PathBuf>,
+        /// How conversations are written: a file with a Jinja template, or `chatml`, `llama3`, `alpaca`...; the tokenizer's own
+        /// unless given.
+        pub chat_template: Option<String>,
     }
 }
 
@@ -98,10 +108,16 @@ documented! {
     #[serde(deny_unknown_fields, default)]
     pub struct DataSection {
         /// Folders of prepared shards (`tallow data prepare`), or raw files and folders of text, jsonl and parquet, which
-        /// are prepared on first use and kept in `.tallow-cache` beside the run file. Required.
+        /// are prepared on first use and kept in `.tallow-cache` beside the run file. With `objective.kind = "sft"` jsonl or
+        /// parquet of conversations. Required.
         pub train: Vec<PathBuf>,
         /// The same for validation; none for no validation.
         pub valid: Vec<PathBuf>,
+        /// Part of the examples of `train` that is held out as `valid` (with `objective.kind = "sft"`), by a hash of each.
+        pub valid_fraction: f64,
+        /// What happens to an example of more than `context_length` tokens (with `objective.kind = "sft"`): `drop`, `error`, or
+        /// `truncate_end`. What was dropped or cut is counted and told.
+        pub too_long: TooLongSetting,
         /// Tokens a row; at most the model's positions.
         pub context_length: usize,
         /// Documents packed into rows with a mask (`true`) or one document a row, padded.
@@ -113,7 +129,15 @@ documented! {
 
 impl Default for DataSection {
     fn default() -> Self {
-        Self { train: vec![], valid: vec![], context_length: 256, packing: true, text_field: "text".into() }
+        Self {
+            train: vec![],
+            valid: vec![],
+            valid_fraction: 0.0,
+            too_long: TooLongSetting::Drop,
+            context_length: 256,
+            packing: true,
+            text_field: "text".into(),
+        }
     }
 }
 
@@ -122,10 +146,18 @@ documented! {
     #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields, default)]
     pub struct ObjectiveSection {
-        /// `causal`: predict the next token.
+        /// `causal`: predict the next token of text. `sft`: predict what the assistant says in conversations (or the completions
+        /// of prompts); what `tallow finetune` takes unless told.
         pub kind: ObjectiveKind,
+        /// Of a conversation (`sft`): `assistant` for all its turns, `last` for the last of them, `all` for every token. A
+        /// message's own `weight` counts besides.
+        pub train_on: TrainOnSetting,
         /// Weight of the squared log-normaliser in the loss; 0 for none, 1e-4 keeps logits small in long runs (PaLM).
         pub z_loss: f64,
+        /// The part of each target that is spread evenly over the vocabulary; 0 for none.
+        pub label_smoothing: f64,
+        /// Noise on the embeddings while training (NEFTune, Jain et al. 2023), 5 as a rule; 0 for none.
+        pub neftune_alpha: f64,
     }
 }
 
@@ -136,6 +168,34 @@ pub enum ObjectiveKind {
     /// Predict the next token.
     #[default]
     Causal,
+    /// Predict what is to be said.
+    Sft,
+}
+
+/// What of a conversation is learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOnSetting {
+    /// Every turn of the assistant.
+    #[default]
+    Assistant,
+    /// The last turn of the assistant.
+    Last,
+    /// Every token.
+    All,
+}
+
+/// What happens to examples that are too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TooLongSetting {
+    /// They are left out, counted and told.
+    #[default]
+    Drop,
+    /// The run does not start.
+    Error,
+    /// Their ends are cut, counted and told.
+    TruncateEnd,
 }
 
 documented! {
@@ -203,12 +263,14 @@ documented! {
         pub every: u64,
         /// The most tokens of the validation data to use; 0 for all.
         pub max_tokens: u64,
+        /// Ends the run after so many validations in a row without a lower loss; 0 for never.
+        pub patience: u64,
     }
 }
 
 impl Default for EvalSection {
     fn default() -> Self {
-        Self { every: 100, max_tokens: 0 }
+        Self { every: 100, max_tokens: 0, patience: 0 }
     }
 }
 
@@ -298,6 +360,7 @@ impl RunConfig {
         if !(z_loss.is_finite() && z_loss >= 0.0) {
             return Err(Error::config("objective.z_loss", z_loss, "must be 0 or positive, e.g. 1e-4"));
         }
+        self.check_finetuning()?;
         let axes = &self.parallel;
         let axes = [axes.dp, axes.fsdp, axes.tp, axes.pp, axes.cp, axes.ep];
         for (axis, size) in ["dp", "fsdp", "tp", "pp", "cp", "ep"].into_iter().zip(axes) {
@@ -305,6 +368,45 @@ impl RunConfig {
                 let reason = "parallel training is not available yet in this build; set it to 1, or leave it out";
                 return Err(Error::config(&format!("parallel.{axis}"), size, reason));
             }
+        }
+        Ok(())
+    }
+
+    fn check_finetuning(&self) -> Result<()> {
+        let ObjectiveSection { label_smoothing, neftune_alpha, .. } = self.objective;
+        if !(0.0..1.0).contains(&label_smoothing) {
+            let reason = "must be at least 0 and below 1, e.g. 0.1";
+            return Err(Error::config("objective.label_smoothing", label_smoothing, reason));
+        }
+        if !(neftune_alpha.is_finite() && neftune_alpha >= 0.0) {
+            return Err(Error::config("objective.neftune_alpha", neftune_alpha, "must be 0 or positive, e.g. 5"));
+        }
+        let fraction = self.data.valid_fraction;
+        if !(0.0..=0.5).contains(&fraction) {
+            return Err(Error::config("data.valid_fraction", fraction, "must be from 0 to 0.5, e.g. 0.05"));
+        }
+        if fraction > 0.0 && !self.data.valid.is_empty() {
+            let reason = "and data.valid exclude each other; remove one";
+            return Err(Error::config("data.valid_fraction", fraction, reason));
+        }
+        let sft = self.objective.kind == ObjectiveKind::Sft;
+        let defaults = (DataSection::default(), ObjectiveSection::default());
+        let only_sft = [
+            ("data.valid_fraction", fraction > 0.0, "divide text with `tallow data prepare --valid-fraction`"),
+            ("data.too_long", self.data.too_long != defaults.0.too_long, "remove it"),
+            ("objective.train_on", self.objective.train_on != defaults.1.train_on, "remove it"),
+            ("tokenizer.chat_template", self.tokenizer.chat_template.is_some(), "remove it"),
+        ];
+        if let Some((key, _, way_out)) = only_sft.iter().find(|(_, set, _)| *set && !sft) {
+            let reason = format!("has a meaning only with objective.kind = \"sft\"; {way_out}");
+            return Err(Error::config(key, "(set)", reason));
+        }
+        if let Some(adapter) = &self.adapter {
+            if self.model.from.is_none() {
+                let reason = "an adapter stands beside an existing model, e.g. from = \"SmolLM2-135M-Instruct\"";
+                return Err(Error::config("model.from", "(missing)", reason));
+            }
+            adapter.lora()?;
         }
         Ok(())
     }

@@ -83,6 +83,9 @@ pub enum Error {
     /// A model file failed.
     #[error(transparent)]
     Format(#[from] tallow_formats::Error),
+    /// The adapter could not be built, loaded or saved.
+    #[error(transparent)]
+    Adapter(#[from] tallow_adapters::Error),
     /// The data could not be prepared or read.
     #[error(transparent)]
     Data(#[from] tallow_data::Error),

@@ -55,7 +55,7 @@ impl Validation {
             let batch = batch?;
             let taken = batch.batch.min(usize::try_from(left).unwrap_or(usize::MAX));
             let micro = MicroBatch::new(&batch, 0..taken, window, device)?;
-            sums += evaluate(model, &micro.ids, &micro.targets, &mut micro.context())?;
+            sums += evaluate(model, &micro.ids, micro.targets(), &mut micro.context())?;
             left -= taken as u64;
             if left == 0 {
                 break;

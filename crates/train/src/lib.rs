@@ -24,11 +24,13 @@ mod batch;
 pub mod bench;
 mod checkpoint;
 mod config;
+mod conversations;
 pub mod curve;
 mod error;
 mod evaluate;
 pub mod memory;
 pub mod metrics;
+mod neftune;
 mod optimizer;
 mod output;
 mod plan;
@@ -44,19 +46,20 @@ mod trainer;
 
 pub use anomaly::{AnomalyConfig, AnomalyDetector};
 pub use audit::audit_gradients;
-pub use backward::{ActivationCheckpointing, LossSums, evaluate, forward_backward};
-pub use checkpoint::{Checkpoints, TrainState};
+pub use backward::{ActivationCheckpointing, LossSums, StepOptions, evaluate, forward_backward};
+pub use checkpoint::{Artifact, Checkpoints, TrainState};
 pub use config::{
-    CheckpointSection, DataSection, DeviceConfig, EvalSection, ModelSection, ObjectiveKind, ObjectiveSection,
-    ParallelSection, RunConfig, Source, TokenizerSection, TrainDtype, TrainSection,
+    AdapterKind, AdapterSection, CheckpointSection, DataSection, DeviceConfig, EvalSection, InitSetting, ModelSection,
+    ObjectiveKind, ObjectiveSection, ParallelSection, RunConfig, Source, TargetsSetting, TokenizerSection,
+    TooLongSetting, TrainDtype, TrainOnSetting, TrainSection,
 };
 pub use error::{Error, Result};
 pub use evaluate::{Score, Validation};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
 pub use output::OutputClaim;
-pub use plan::{MemoryPlan, StepShape, fitting_micro_batch};
+pub use plan::{Held, MemoryPlan, StepShape, fitting_micro_batch};
 pub use recorder::Recorder;
 pub use resolve::{Facts, Resolved};
 pub use run::{From, PrepareRun, Run};
 pub use schedule::{ScheduleConfig, ScheduleKind};
-pub use trainer::{Event, Finish, Observer, Trainer};
+pub use trainer::{Event, Finish, ModelParts, Observer, Trainer};

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use tallow_nn::{Bucket, ParamStore};
+use tallow_nn::{Bucket, ParamSpec, ParamStore};
 use tallow_ops::trace::stage;
 use tallow_ops::{AdamWBuckets, AdamWParams, adamw_step, global_sq_norm};
 
@@ -83,6 +83,16 @@ struct Moments {
 pub struct AdamW {
     config: OptimizerConfig,
     moments: Vec<Option<Moments>>,
+    /// For each bucket, its elements in runs of one decay and one factor of the learning rate.
+    groups: Vec<Vec<Group>>,
+}
+
+/// A run of elements of a bucket that are stepped alike.
+#[derive(Clone, Debug, PartialEq)]
+struct Group {
+    range: std::ops::Range<usize>,
+    decays: bool,
+    lr_factor: f64,
 }
 
 impl AdamW {
@@ -91,11 +101,24 @@ impl AdamW {
     /// # Errors
     /// If memory cannot be allocated on the device.
     pub fn new(config: &OptimizerConfig, store: &ParamStore) -> Result<Self> {
+        Self::with_lr_factors(config, store, &|_| 1.0)
+    }
+
+    /// With zero moments, and a factor of the learning rate for each parameter.
+    ///
+    /// # Errors
+    /// If memory cannot be allocated on the device.
+    pub fn with_lr_factors(
+        config: &OptimizerConfig,
+        store: &ParamStore,
+        lr_factor: &dyn Fn(&ParamSpec) -> f64,
+    ) -> Result<Self> {
         let moments = store.buckets().iter().map(|bucket| {
             let zeros = || Tensor::zeros(bucket.len, DType::F32, bucket.compute.device());
             bucket.trainable.then(|| Ok(Moments { m: zeros()?, v: zeros()? })).transpose()
         });
-        Ok(Self { config: config.clone(), moments: moments.collect::<Result<_>>()? })
+        let groups = (0..store.buckets().len()).map(|index| groups(store, index, lr_factor)).collect();
+        Ok(Self { config: config.clone(), moments: moments.collect::<Result<_>>()?, groups })
     }
 
     /// The moments `(m, v)` of bucket `index`, f32 `[len]`.
@@ -123,14 +146,11 @@ impl AdamW {
         let _span = stage(false, || "optimizer".into());
         let clip = self.config.grad_clip;
         let grad_scale = if clip > 0.0 && grad_norm > clip { clip / (grad_norm + 1e-6) } else { 1.0 };
-        for (bucket, moments) in store.buckets().iter().zip(&self.moments) {
+        for ((bucket, moments), groups) in store.buckets().iter().zip(&self.moments).zip(&self.groups) {
             let Some(moments) = moments else { continue };
-            for (range, decays) in [(0..bucket.decay_len, true), (bucket.decay_len..bucket.len, false)] {
-                if range.is_empty() {
-                    continue;
-                }
+            for Group { range, decays, lr_factor } in groups.iter().cloned() {
                 let params = AdamWParams {
-                    lr,
+                    lr: lr * lr_factor,
                     beta1: self.config.betas[0],
                     beta2: self.config.betas[1],
                     eps: self.config.eps,
@@ -143,6 +163,27 @@ impl AdamW {
         }
         Ok(())
     }
+}
+
+/// The runs of bucket `index`: neighbours that are stepped alike are one.
+fn groups(store: &ParamStore, index: usize, lr_factor: &dyn Fn(&ParamSpec) -> f64) -> Vec<Group> {
+    let bucket = &store.buckets()[index];
+    let mut members: Vec<_> = store.params().iter().filter(|param| param.bucket == index).collect();
+    members.sort_by_key(|param| param.offset);
+    let mut groups: Vec<Group> = vec![];
+    for param in members {
+        let (decays, lr_factor) = (param.offset < bucket.decay_len, lr_factor(&param.spec));
+        match groups.last_mut() {
+            Some(last) if last.decays == decays && last.lr_factor == lr_factor => {}
+            last => {
+                if let Some(last) = last {
+                    last.range.end = param.offset;
+                }
+                groups.push(Group { range: param.offset..bucket.len, decays, lr_factor });
+            }
+        }
+    }
+    groups
 }
 
 fn step_bucket(bucket: &Bucket, moments: &Moments, range: std::ops::Range<usize>, params: &AdamWParams) -> Result<()> {

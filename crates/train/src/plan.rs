@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 use tallow_models::ModelConfig;
-use tallow_nn::ParamSpec;
+use tallow_adapters::AdapterPlan;
+use tallow_nn::{ParamSpec, Role};
 
 use crate::backward::ActivationCheckpointing;
 use crate::config::TrainDtype;
@@ -26,7 +27,7 @@ pub struct StepShape {
 /// Bytes of a training process on one rank, by what they hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
-    /// f32 master weights, and the bf16 copy in mixed precision.
+    /// Weights: f32 masters of what is trained, the bf16 copy in mixed precision, and what is frozen.
     pub weights: u64,
     /// f32 gradient buckets.
     pub gradients: u64,
@@ -40,22 +41,62 @@ pub struct MemoryPlan {
     pub fixed: u64,
 }
 
+/// What is held of a model, apart from what a step needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Parameters that are trained.
+    pub trained: u64,
+    /// Parameters that are not, and are held as they are computed with.
+    pub frozen: u64,
+    /// Bytes of parameters that are not trained and are packed.
+    pub packed: u64,
+    /// Elements of the largest packed matrix, which is unpacked at the worst moment.
+    pub unpacked: u64,
+    /// Elements that a token leaves behind in each block for adapters.
+    pub adapter_activations: u64,
+    /// Elements of the largest matrix that an adapter of the head makes anew, and its gradient.
+    pub merged_head: u64,
+}
+
+impl Held {
+    /// All of `specs` trained.
+    pub fn trained(specs: &[ParamSpec]) -> Self {
+        Self { trained: specs.iter().map(|s| s.num_elements() as u64).sum(), ..Self::default() }
+    }
+
+    /// An adapter of a model of `num_layers` blocks; `specs` are those of the adapted model. What is packed is not known here.
+    pub fn adapted(plan: &AdapterPlan, specs: &[ParamSpec], num_layers: usize) -> Self {
+        let elements = |trained: bool| -> u64 {
+            specs.iter().filter(|s| plan.is_trained(s) == trained).map(|s| s.num_elements() as u64).sum()
+        };
+        let dropped = |d_in: usize| if plan.config().dropout > 0.0 { d_in } else { 0 };
+        let kept: usize = plan.modules().filter(|(_, m)| !m.embedding).map(|(_, m)| m.rank + dropped(m.dims.0)).sum();
+        let head = specs.iter().find(|s| s.role == Role::Head && plan.modules().any(|(m, _)| s.name == format!("{m}.weight")));
+        Self {
+            trained: elements(true),
+            frozen: elements(false),
+            adapter_activations: (kept / num_layers.max(1)) as u64,
+            merged_head: head.map_or(0, |s| 2 * s.num_elements() as u64),
+            ..Self::default()
+        }
+    }
+}
+
 impl MemoryPlan {
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights + self.gradients + self.optimizer + self.activations + self.transient + self.fixed
     }
 
-    /// For `config` with parameters `specs`, all trained.
-    pub fn new(config: &dyn ModelConfig, specs: &[ParamSpec], step: StepShape) -> Self {
+    /// For a model of which `held` is held.
+    pub fn new(config: &dyn ModelConfig, held: Held, step: StepShape) -> Self {
         let shape = config.shape();
-        let params: u64 = specs.iter().map(|s| s.num_elements() as u64).sum();
         let tokens = (step.micro_batch_size * step.context_length) as u64;
         let element = match step.dtype {
             TrainDtype::F32 => 4,
             TrainDtype::Bf16 => 2,
         };
-        let block = config.block_activations() as u64 * tokens * element;
+        let block = (config.block_activations() as u64 + held.adapter_activations) * tokens * element;
         let input = shape.hidden_size as u64 * tokens * element;
         let kept = match step.checkpointing {
             ActivationCheckpointing::None => shape.num_layers as u64 * block,
@@ -71,11 +112,11 @@ impl MemoryPlan {
         ) as u64
             + 3 * input;
         Self {
-            weights: params * if step.dtype == TrainDtype::Bf16 { 6 } else { 4 },
-            gradients: params * 4,
-            optimizer: params * 8,
+            weights: held.trained * if step.dtype == TrainDtype::Bf16 { 6 } else { 4 } + held.frozen * element + held.packed,
+            gradients: held.trained * 4,
+            optimizer: held.trained * 8,
             activations: kept + input,
-            transient: in_block.max(in_head),
+            transient: in_block.max(in_head) + held.unpacked * element + held.merged_head * 4,
             fixed: FIXED,
         }
     }
@@ -84,7 +125,7 @@ impl MemoryPlan {
 /// The largest divisor of `batch_size` whose plan fits in `budget` bytes; 1 if none does.
 pub fn fitting_micro_batch(
     config: &dyn ModelConfig,
-    specs: &[ParamSpec],
+    held: Held,
     batch_size: usize,
     mut step: StepShape,
     budget: u64,
@@ -94,7 +135,7 @@ pub fn fitting_micro_batch(
         .into_iter()
         .find(|&rows| {
             step.micro_batch_size = rows;
-            MemoryPlan::new(config, specs, step).total() <= budget
+            MemoryPlan::new(config, held, step).total() <= budget
         })
         .unwrap_or(1)
 }

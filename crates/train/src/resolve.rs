@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 use tallow_models::ModelConfig;
+use tallow_adapters::AdapterPlan;
 use tallow_nn::ParamSpec;
 
 use crate::config::RunConfig;
-use crate::plan::{MemoryPlan, StepShape, fitting_micro_batch};
+use crate::plan::{Held, MemoryPlan, StepShape, fitting_micro_batch};
 use crate::{Error, Result};
 
 /// Facts that the run file does not hold: about data and machine.
@@ -35,6 +36,8 @@ pub struct Resolved {
     pub warmup_steps: u64,
     /// Parameters.
     pub params: u64,
+    /// Parameters that are trained.
+    pub trained: u64,
     /// FLOPs to train on one token.
     pub flops_per_token: f64,
     /// See [`Facts::peak_flops`].
@@ -44,11 +47,18 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// Decides what `run` leaves open for the model `config` with parameters `specs`.
+    /// Decides what `run` leaves open for the model `config` with parameters `specs`, of which `adapter`, if there is one,
+    /// trains its own.
     ///
     /// # Errors
     /// For any value or combination that cannot run: key, value, reason and a working value.
-    pub fn new(mut run: RunConfig, config: &dyn ModelConfig, specs: &[ParamSpec], facts: Facts) -> Result<Self> {
+    pub fn new(
+        mut run: RunConfig,
+        config: &dyn ModelConfig,
+        specs: &[ParamSpec],
+        adapter: Option<&AdapterPlan>,
+        facts: Facts,
+    ) -> Result<Self> {
         run.validate()?;
         config.check_training()?;
         let shape = config.shape();
@@ -67,10 +77,14 @@ impl Resolved {
             dtype: run.train.dtype,
             checkpointing: run.train.activation_checkpointing,
         };
+        let held = match adapter {
+            Some(plan) => Held::adapted(plan, specs, config.shape().num_layers),
+            None => Held::trained(specs),
+        };
         let earlier = facts.earlier_micro_batch.filter(|&rows| rows > 0 && batch.is_multiple_of(rows));
         let micro = run.train.micro_batch_size.or(earlier).unwrap_or_else(|| {
             let budget = facts.memory.map_or(u64::MAX, |bytes| bytes / 10 * 8);
-            fitting_micro_batch(config, specs, batch, shape, budget)
+            fitting_micro_batch(config, held, batch, shape, budget)
         });
         shape.micro_batch_size = micro;
         Ok(Self {
@@ -78,9 +92,10 @@ impl Resolved {
             micro_batch_size: micro,
             warmup_steps,
             params: specs.iter().map(|s| s.num_elements() as u64).sum(),
-            flops_per_token: config.shape().train_flops_per_token(specs, context),
+            trained: held.trained,
+            flops_per_token: flops_per_token(config, specs, adapter, context),
             peak_flops: facts.peak_flops,
-            memory: MemoryPlan::new(config, specs, shape),
+            memory: MemoryPlan::new(config, held, shape),
             run,
         })
     }
@@ -94,6 +109,19 @@ impl Resolved {
     pub fn tokens(&self) -> u64 {
         self.steps * (self.run.train.batch_size * self.run.data.context_length) as u64
     }
+}
+
+/// FLOPs to train on one token: a weight that is not trained has no gradient product of its own.
+fn flops_per_token(
+    config: &dyn ModelConfig,
+    specs: &[ParamSpec],
+    adapter: Option<&AdapterPlan>,
+    context: usize,
+) -> f64 {
+    let shape = config.shape();
+    let frozen: Vec<ParamSpec> =
+        specs.iter().filter(|spec| adapter.is_some_and(|plan| !plan.is_trained(spec))).cloned().collect();
+    shape.train_flops_per_token(specs, context) - 2.0 * shape.matmul_params(&frozen) as f64
 }
 
 fn steps(run: &RunConfig, rows_per_epoch: u64) -> Result<u64> {

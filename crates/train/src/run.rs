@@ -3,19 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::Digest;
+use tallow_adapters::AdapterPlan;
 use tallow_data::{CacheOptions, Loader, LoaderOptions, PrepareOptions, TokenDataset, cached_prepare};
 use tallow_models::{Checkpoint, ModelConfig, Preset, parse_config_strict};
 use tallow_nn::{Fill, ParamSpec, RandomInit, plan_params};
 use tallow_tokenizer::Tokenizer;
 
-use crate::checkpoint::Checkpoints;
-use crate::config::RunConfig;
+use crate::checkpoint::{Artifact, Checkpoints};
+use crate::config::{ObjectiveKind, RunConfig, adapter_error};
+use crate::conversations::{self, Conversations};
 use crate::evaluate::Validation;
 use crate::output::{self, OutputClaim};
 use crate::progress::{format_bytes, format_count};
 use crate::resolve::{Facts, Resolved};
-use crate::trainer::Trainer;
+use crate::trainer::{ModelParts, Trainer};
 use crate::{Error, Result, memory};
 
 /// An existing model that `model.from` names, opened by the caller.
@@ -47,11 +50,17 @@ pub struct Run {
     resume: bool,
     config: Box<dyn ModelConfig>,
     config_value: Value,
+    /// Of the model without an adapter.
+    base_specs: Vec<ParamSpec>,
+    /// Of what is trained and what it stands beside.
     specs: Vec<ParamSpec>,
+    adapter: Option<AdapterPlan>,
     from: Option<Checkpoint>,
     tokenizer: Option<Tokenizer>,
     loader: Loader,
     validation: Option<TokenDataset>,
+    conversations: Option<Conversations>,
+    notices: Vec<String>,
 }
 
 impl Run {
@@ -71,11 +80,26 @@ impl Run {
         let silent: &mut dyn FnMut(&str) = &mut |_| ();
         let progress = progress.unwrap_or(silent);
         let tokenizer = tokenizer(&config, base, from.as_ref())?;
-        let train = open_data("data.train", &config.data.train, &config, base, tokenizer.as_ref(), progress)?;
-        let validation = match config.data.valid.as_slice() {
-            [] => None,
-            paths => Some(open_data("data.valid", paths, &config, base, tokenizer.as_ref(), progress)?),
+        let conversations = match config.objective.kind {
+            ObjectiveKind::Causal => None,
+            ObjectiveKind::Sft => Some(Conversations::new(&config, base, tokenizer.as_ref())?),
         };
+        let (train, validation) = match &conversations {
+            Some(conversations) => conversations.open(&config, base, progress)?,
+            None => {
+                let mut open = |key: &str, paths: &[PathBuf]| {
+                    open_data(key, paths, &config, base, tokenizer.as_ref(), &mut *progress)
+                };
+                let valid = &config.data.valid;
+                let train = open("data.train", &config.data.train)?;
+                (train, (!valid.is_empty()).then(|| open("data.valid", valid)).transpose()?)
+            }
+        };
+        let mut notices = vec![];
+        if conversations.is_some() {
+            notices.extend(conversations::left_out("data.train", &train));
+            notices.extend(validation.iter().flat_map(|valid| conversations::left_out("data.valid", valid)));
+        }
         let vocab = Vocabulary::of(&train, &config, tokenizer.as_ref())?;
         if let Some(valid) = &validation {
             vocab.check(valid, "data.valid", &config.data.valid)?;
@@ -90,10 +114,18 @@ impl Run {
             let reason = format!("the tokenizer has {} tokens; the model needs at least as many rows", vocab.size);
             return Err(Error::config("model.vocab_size", rows, reason));
         }
-        let (_, specs) = plan_params(|b| model.build(b))?;
+        let (_, base_specs) = plan_params(|b| model.build(b))?;
         if let Some(from) = &from {
-            from.checkpoint.check(&specs)?;
+            from.checkpoint.check(&base_specs)?;
         }
+        let adapter = match &config.adapter {
+            Some(section) => Some(AdapterPlan::new(&section.lora()?, &base_specs).map_err(adapter_error)?),
+            None => None,
+        };
+        let specs = match &adapter {
+            Some(plan) => plan_params(|b| plan.build(b, |b| model.build(b)))?.1,
+            None => base_specs.clone(),
+        };
         let options = LoaderOptions {
             context_length: config.data.context_length,
             packing: config.data.packing,
@@ -107,9 +139,23 @@ impl Run {
             peak_flops,
             earlier_micro_batch: if resume { output::earlier_micro_batch(&output) } else { None },
         };
-        let resolved = Resolved::new(config, model.as_ref(), &specs, facts)?;
-        let from = from.map(|from| from.checkpoint);
-        Ok(Self { resolved, output, resume, config: model, config_value, specs, from, tokenizer, loader, validation })
+        let resolved = Resolved::new(config, model.as_ref(), &specs, adapter.as_ref(), facts)?;
+        Ok(Self {
+            resolved,
+            output,
+            resume,
+            config: model,
+            config_value,
+            base_specs,
+            specs,
+            adapter,
+            from: from.map(|from| from.checkpoint),
+            tokenizer,
+            loader,
+            validation,
+            conversations,
+            notices,
+        })
     }
 
     /// The run directory.
@@ -125,6 +171,11 @@ impl Run {
     /// The model's parameters.
     pub fn specs(&self) -> &[ParamSpec] {
         &self.specs
+    }
+
+    /// The adapter that is trained, if it is not the model itself.
+    pub fn adapter(&self) -> Option<&AdapterPlan> {
+        self.adapter.as_ref()
     }
 
     /// The training data in the order of the run.
@@ -144,7 +195,7 @@ impl Run {
 
     /// Notes about the run that the user should read before it starts.
     pub fn notices(&self) -> Vec<String> {
-        let mut notices = vec![];
+        let mut notices = self.notices.clone();
         if self.tokenizer.is_none() {
             let way_out = "generating from text will need one; set tokenizer.path";
             notices.push(format!("note: without a tokenizer the model is saved without one, and {way_out}"));
@@ -188,12 +239,36 @@ impl Run {
             None => &random,
         };
         let keep = self.resolved.run.checkpoint.keep;
-        let again = parse_config_strict(&self.config_value)?.config;
-        let checkpoints = Checkpoints::new(self.output.join("checkpoints"), keep, again, self.tokenizer);
+        let artifact = match &self.adapter {
+            None => Artifact::Model(parse_config_strict(&self.config_value)?.config),
+            Some(plan) => Artifact::Adapter {
+                plan: plan.clone(),
+                base: self.base_specs,
+                base_model: self.resolved.run.model.from.clone().unwrap_or_default(),
+                notes: notes(self.config.as_ref(), self.conversations.as_ref()),
+            },
+        };
+        // What the model was taught with is how it is to be asked.
+        let tokenizer = match (self.tokenizer, &self.conversations) {
+            (Some(tokenizer), Some(conversations)) => Some(conversations.with_template(tokenizer)),
+            (tokenizer, _) => tokenizer,
+        };
+        let checkpoints = Checkpoints::new(self.output.join("checkpoints"), keep, artifact, tokenizer);
         let (context, max_tokens) = (self.resolved.run.data.context_length, self.resolved.run.eval.max_tokens);
         let validation = self.validation.map(|dataset| Validation::new(dataset, context, max_tokens));
-        Trainer::new(self.resolved, self.config.as_ref(), fill, self.loader, validation, checkpoints)
+        let parts = ModelParts { config: self.config.as_ref(), fill, adapter: self.adapter.as_ref(), pack: None };
+        Trainer::new(self.resolved, parts, self.loader, validation, checkpoints)
     }
+}
+
+/// What an adapter's files say of what it was made with: it is good for nothing else.
+fn notes(config: &dyn ModelConfig, conversations: Option<&Conversations>) -> Value {
+    let base = sha2::Sha256::digest(config.to_hf().to_string());
+    let mut notes = json!({ "base_config_sha256": format!("{base:x}") });
+    if let Some(conversations) = conversations {
+        notes["encoder_fingerprint"] = json!(conversations.fingerprint());
+    }
+    notes
 }
 
 fn tokenizer(config: &RunConfig, base: &Path, from: Option<&From>) -> Result<Option<Tokenizer>> {

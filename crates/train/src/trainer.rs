@@ -6,12 +6,13 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use tallow_data::{Batch, Loader, Prefetch};
 use tallow_models::{Decoder, ModelConfig};
-use tallow_nn::{DropoutContext, Fill, ParamStore, StoreOptions, plan_params};
+use tallow_adapters::{AdapterFill, AdapterPlan};
+use tallow_nn::{DropoutContext, Fill, Pack, ParamSpec, ParamStore, RandomInit, StoreOptions, plan_params};
 use tallow_ops::CrossEntropyOptions;
 
 use crate::anomaly::{AnomalyDetector, Verdict};
 use crate::audit::audit_gradients;
-use crate::backward::{LossSums, forward_backward};
+use crate::backward::{LossSums, StepOptions, forward_backward};
 use crate::batch::MicroBatch;
 use crate::checkpoint::{Checkpoints, TrainState};
 use crate::evaluate::Validation;
@@ -56,6 +57,18 @@ pub enum Finish {
     Interrupted,
 }
 
+/// What a model is made of.
+pub struct ModelParts<'a> {
+    /// Its architecture.
+    pub config: &'a dyn ModelConfig,
+    /// Its values, or those of the base of an adapter.
+    pub fill: &'a dyn Fill,
+    /// Train an adapter beside it, and nothing else.
+    pub adapter: Option<&'a AdapterPlan>,
+    /// Keep what is not trained in fewer bits.
+    pub pack: Option<&'a dyn Pack>,
+}
+
 /// A run in memory: model, optimizer, data, and where it stands.
 pub struct Trainer {
     resolved: Resolved,
@@ -78,18 +91,37 @@ impl Trainer {
     /// If the model cannot be built or filled.
     pub fn new(
         resolved: Resolved,
-        config: &dyn ModelConfig,
-        fill: &dyn Fill,
+        model: ModelParts,
         loader: Loader,
         validation: Option<Validation>,
         checkpoints: Checkpoints,
     ) -> Result<Self> {
         let device = Device::Cpu;
-        let (_, specs) = plan_params(|b| config.build(b))?;
+        let ModelParts { config, fill, adapter, pack } = model;
         let dtype: DType = resolved.run.train.dtype.into();
-        let store = ParamStore::new(specs, &StoreOptions::trainable(dtype, device.clone()), fill)?;
-        let model = store.build(|b| config.build(b))?;
-        let optimizer = AdamW::new(&resolved.run.optimizer, &store)?;
+        let (store, model, optimizer) = match adapter {
+            None => {
+                let (_, specs) = plan_params(|b| config.build(b))?;
+                let store = ParamStore::new(specs, &StoreOptions::trainable(dtype, device.clone()), fill)?;
+                let model = store.build(|b| config.build(b))?;
+                let optimizer = AdamW::new(&resolved.run.optimizer, &store)?;
+                (store, model, optimizer)
+            }
+            Some(plan) => {
+                let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
+                let trainable = |spec: &ParamSpec| plan.is_trained(spec);
+                let options = StoreOptions { dtype, device: device.clone(), trainable: &trainable, pack };
+                let random = RandomInit { seed: resolved.run.seed };
+                let fill = AdapterFill::new(fill, plan, &specs, pack, random);
+                let store = ParamStore::new(specs.clone(), &options, &fill)?;
+                let model = store.build(|b| plan.build(b, |b| config.build(b)))?;
+                let ratio = resolved.run.adapter.as_ref().map_or(1.0, |adapter| adapter.lr_ratio);
+                let second = |spec: &ParamSpec| spec.name.ends_with(".lora_B.weight") || spec.name.ends_with(".lora_embedding_B");
+                let lr_factor = |spec: &ParamSpec| if second(spec) { ratio } else { 1.0 };
+                let optimizer = AdamW::with_lr_factors(&resolved.run.optimizer, &store, &lr_factor)?;
+                (store, model, optimizer)
+            }
+        };
         let anomaly = AnomalyDetector::new(resolved.run.anomaly.clone());
         let scored_on = validation.as_ref().map(Validation::identity);
         let state = TrainState { scored_on, ..TrainState::new(&loader) };
@@ -152,13 +184,15 @@ impl Trainer {
                 self.save(observer)?;
                 return Ok(Finish::Interrupted);
             }
+            if self.out_of_patience() {
+                self.return_to_best(observer)?;
+                break;
+            }
             let started = Instant::now();
             let batch = batches.next().ok_or_else(|| self.data_ended())??;
             let data_wait_s = started.elapsed().as_secs_f64();
             let sums = self.forward_backward(&batch)?;
-            if self.state.step == 0 {
-                audit_gradients(&self.store)?;
-            }
+            self.audit()?;
             let grad_norm = self.optimizer.grad_norm(&self.store)?;
             let lr = self.resolved.lr(self.state.step);
             let verdict = self.anomaly.observe(sums.mean(), grad_norm);
@@ -186,6 +220,18 @@ impl Trainer {
         Ok(Finish::Complete)
     }
 
+    /// Looks at the first gradients. One of the two matrices of a new adapter is zero, so the other has no gradient before
+    /// the first update.
+    fn audit(&self) -> Result<()> {
+        let adapter = self.resolved.run.adapter.is_some();
+        let waits = |spec: &ParamSpec| spec.name.ends_with(".lora_A.weight") || spec.name.ends_with(".lora_embedding_B");
+        match self.state.updates {
+            0 => audit_gradients(&self.store, &|spec| !(adapter && waits(spec))),
+            1 if adapter => audit_gradients(&self.store, &|_| true),
+            _ => Ok(()),
+        }
+    }
+
     /// Tells the observer; if it cannot take it, what was learnt is saved before the run ends.
     fn tell(&mut self, observer: &mut dyn Observer, event: Event) -> Result<()> {
         observer.event(event).inspect_err(|_| {
@@ -197,18 +243,24 @@ impl Trainer {
     /// Gradients of the mean loss over all targets of the batch, whatever its micro-batches.
     fn forward_backward(&self, batch: &Batch) -> Result<LossSums> {
         let run = &self.resolved.run;
-        if batch.num_targets == 0 {
+        if batch.weight_sum <= 0.0 {
             let reason = "its batch has nothing to predict: every document in it is a single token; use longer documents, \
                           data.packing = true or a larger train.batch_size";
             return Err(self.diverged(reason.into()));
         }
         let options = CrossEntropyOptions {
-            scale: 1.0 / batch.num_targets as f64,
+            scale: 1.0 / batch.weight_sum,
             z_loss: run.objective.z_loss,
+            label_smoothing: run.objective.label_smoothing,
             ..Default::default()
         };
         let mut sums = LossSums::default();
         let rows = self.resolved.micro_batch_size;
+        let step = StepOptions {
+            checkpointing: run.train.activation_checkpointing,
+            first_stage: self.store.first_trained_stage().unwrap_or(0),
+            neftune_alpha: run.objective.neftune_alpha,
+        };
         for (index, start) in (0..batch.batch).step_by(rows).enumerate() {
             let micro = MicroBatch::new(
                 batch,
@@ -222,10 +274,10 @@ impl Trainer {
             sums += forward_backward(
                 self.model.as_ref(),
                 &micro.ids,
-                &micro.targets,
+                micro.targets(),
                 &mut cx,
                 &options,
-                run.train.activation_checkpointing,
+                step,
             )?;
         }
         Ok(sums)
@@ -322,13 +374,36 @@ impl Trainer {
         let Some(validation) = &self.validation else { return Ok(false) };
         let score = validation.score(self.model.as_ref(), self.resolved.micro_batch_size, &self.device)?;
         let best = improves(self.state.best_loss, score.loss);
-        if best {
-            self.state.best_loss = Some(score.loss);
-            self.state.best_step = Some(self.state.step);
+        match best {
+            true => {
+                self.state.best_loss = Some(score.loss);
+                self.state.best_step = Some(self.state.step);
+                self.state.worse_in_a_row = 0;
+            }
+            false => self.state.worse_in_a_row += 1,
         }
         let record = score.record(self.state.step);
         self.tell(observer, Event::Eval(&record))?;
         Ok(best)
+    }
+
+    /// Whether the validation loss has not fallen for as long as the run is to wait for it.
+    fn out_of_patience(&self) -> bool {
+        let patience = self.resolved.run.eval.patience;
+        patience > 0 && self.state.worse_in_a_row >= patience
+    }
+
+    /// Ends a run early: saves where it is, and goes back to the weights that were best.
+    fn return_to_best(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        self.save(observer)?;
+        let (step, worse) = (self.state.step, self.state.worse_in_a_row);
+        let Some(best) = self.state.best_step else { return Ok(()) };
+        self.restore(&self.checkpoints.path(best))?;
+        let notice = format!(
+            "step {step}: {worse} validations in a row without a lower loss (eval.patience): stopped; the weights are those \
+             of step {best}, the best"
+        );
+        self.tell(observer, Event::Notice(notice))
     }
 
     /// Writes a checkpoint now.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tallow_models::{Decoder, parse_config};
 use tallow_nn::{ContiguousCache, DropoutContext, ForwardContext, ParamStore, RandomInit, StoreOptions, plan_params};
 use tallow_ops::{CrossEntropyOptions, KeyRanges, no_grad};
-use tallow_train::{ActivationCheckpointing, Error, audit_gradients, forward_backward};
+use tallow_train::{ActivationCheckpointing, Error, StepOptions, audit_gradients, forward_backward};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -65,12 +65,16 @@ fn take_gradients(store: &ParamStore) -> Result<Vec<(String, Vec<f32>)>> {
     Ok(all)
 }
 
+fn step(checkpointing: ActivationCheckpointing) -> StepOptions {
+    StepOptions { checkpointing, ..StepOptions::default() }
+}
+
 fn gradients(config: &Value, checkpointing: ActivationCheckpointing) -> Result<Vec<(String, Vec<f32>)>> {
     let (store, model) = build(config, DType::F32)?;
     let (x, y) = ids(B)?;
     let mut cx = ForwardContext::causal(B, T)?;
     cx.dropout = Some(DropoutContext { seed: 3, step: 7 });
-    forward_backward(model.as_ref(), &x, &y, &mut cx, &mean_over(B * T), checkpointing)?;
+    forward_backward(model.as_ref(), &x, (&y).into(), &mut cx, &mean_over(B * T), step(checkpointing))?;
     take_gradients(&store)
 }
 
@@ -92,7 +96,7 @@ fn block_wise_equals_the_whole_graph() -> Result<()> {
         for index in 0..model.shape().num_layers {
             h = model.block(index, &h, &mut cx)?;
         }
-        model.loss(&h, &y, &mean_over(B * T))?.loss.backward()?;
+        model.loss(&h, (&y).into(), &mean_over(B * T))?.loss.backward()?;
         let whole = take_gradients(&store)?;
         let by_block = gradients(&config, ActivationCheckpointing::None)?;
         assert_eq!(largest_difference(&whole, &by_block), 0.0);
@@ -127,7 +131,7 @@ fn accumulation_equals_the_whole_batch() -> Result<()> {
         let mut cx = ForwardContext::causal(1, T)?;
         let (x, y) = (x.narrow(0, row, 1)?, y.narrow(0, row, 1)?);
         let kept = ActivationCheckpointing::None;
-        forward_backward(model.as_ref(), &x, &y, &mut cx, &mean_over(B * T), kept)?;
+        forward_backward(model.as_ref(), &x, (&y).into(), &mut cx, &mean_over(B * T), step(kept))?;
     }
     let difference = largest_difference(&whole, &take_gradients(&store)?);
     let largest = whole.iter().flat_map(|(_, g)| g).fold(0.0f32, |m, g| m.max(g.abs()));
@@ -142,8 +146,8 @@ fn every_parameter_gets_a_gradient_in_both_dtypes() -> Result<()> {
             let (store, model) = build(&config, dtype)?;
             let (x, y) = ids(B)?;
             let mut cx = ForwardContext::causal(B, T)?;
-            forward_backward(model.as_ref(), &x, &y, &mut cx, &mean_over(B * T), ActivationCheckpointing::None)?;
-            audit_gradients(&store)?;
+            forward_backward(model.as_ref(), &x, (&y).into(), &mut cx, &mean_over(B * T), StepOptions::default())?;
+            audit_gradients(&store, &|_| true)?;
         }
     }
     Ok(())
@@ -154,10 +158,10 @@ fn the_audit_names_a_parameter_without_a_gradient() -> Result<()> {
     let (store, model) = build(&llama(), DType::F32)?;
     let (x, y) = ids(B)?;
     let mut cx = ForwardContext::causal(B, T)?;
-    forward_backward(model.as_ref(), &x, &y, &mut cx, &mean_over(B * T), ActivationCheckpointing::None)?;
+    forward_backward(model.as_ref(), &x, (&y).into(), &mut cx, &mean_over(B * T), StepOptions::default())?;
     let victim = store.params().iter().find(|p| p.spec.name.contains("layers.1.mlp.up_proj")).ok_or("no such")?;
     tallow_ops::fill_zero(&store.grad(victim)?.ok_or("no slot")?.flatten_all()?)?;
-    match audit_gradients(&store) {
+    match audit_gradients(&store, &|_| true) {
         Err(Error::Audit { parameter, .. }) => assert_eq!(parameter, "model.layers.1.mlp.up_proj.weight"),
         other => panic!("expected the audit to fail, got {other:?}"),
     }
@@ -170,7 +174,7 @@ fn a_finite_difference_agrees_with_the_gradient() -> Result<()> {
     let (store, model) = build(&llama(), DType::F32)?;
     let (x, y) = ids(B)?;
     let loss = || -> Result<f64> {
-        let sums = tallow_train::evaluate(model.as_ref(), &x, &y, &mut ForwardContext::causal(B, T)?)?;
+        let sums = tallow_train::evaluate(model.as_ref(), &x, (&y).into(), &mut ForwardContext::causal(B, T)?)?;
         Ok(sums.mean())
     };
     for (param, (name, grad)) in store.params().iter().zip(&grads) {

@@ -29,7 +29,7 @@ const DEV_ONLY: [&str; 3] = ["testkit", "xtask", "tests"];
 const ANYHOW: [&str; 3] = ["cli", "xtask", "tests"];
 
 /// From the ground up. A new crate is a new line here, with its floor and the least that it needs.
-const ROOMS: [Room; 15] = [
+const ROOMS: [Room; 16] = [
     room("kernels", 0, Uses::Only(&[])),
     room("tokenizer", 0, Uses::Only(&[])),
     room("formats", 0, Uses::Only(&[])),
@@ -38,7 +38,8 @@ const ROOMS: [Room; 15] = [
     room("testkit", 2, Uses::Only(&["kernels", "ops"])),
     room("nn", 2, Uses::Only(&["ops", "formats"])),
     room("models", 3, Uses::Only(&["nn", "ops", "formats"])),
-    room("train", 4, Uses::Only(&["models", "nn", "ops", "formats", "data", "tokenizer", "kernels"])),
+    room("adapters", 3, Uses::Only(&["nn", "ops", "formats"])),
+    room("train", 4, Uses::Only(&["adapters", "models", "nn", "ops", "formats", "data", "tokenizer", "kernels"])),
     room("sampler", 4, Uses::Only(&[])),
     room("engine", 5, Uses::Only(&["models", "nn", "ops", "sampler"])),
     room("tallow", 7, Uses::AllBut(&["cli"])),

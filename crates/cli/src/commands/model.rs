@@ -1,7 +1,9 @@
 //! Opening the model that `--model` names, for the commands that run one.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
-use tallow::open::{Dtype, OpenModel, open};
+use tallow::open::{Dtype, OpenModel, open_adapted};
 
 /// The model to run.
 #[derive(Args)]
@@ -9,6 +11,9 @@ pub struct ModelArgs {
     /// A Hugging Face directory, a .gguf file, a hub id, or a name in the local store
     #[arg(long, value_name = "MODEL")]
     pub model: String,
+    /// A PEFT adapter of the model (a run's `final/`), used beside it
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Dtype to compute in
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
@@ -30,7 +35,7 @@ impl ModelArgs {
             DtypeArg::F32 => Dtype::F32,
             DtypeArg::Bf16 => Dtype::Bf16,
         };
-        let model = open(&self.model, dtype)?;
+        let model = open_adapted(&self.model, self.adapter.as_deref(), dtype)?;
         for key in model.checkpoint().unknown_keys() {
             eprintln!("note: {}: config.json has `{key}`, which is not known and has no effect", self.model);
         }

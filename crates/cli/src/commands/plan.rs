@@ -7,7 +7,7 @@ use serde_json::json;
 use tallow_train::progress::{format_bytes, format_count, format_duration};
 use tallow_train::{Run, memory};
 
-use super::pretrain::{RunFile, peak_flops};
+use super::pretrain::{Job, RunFile, peak_flops};
 
 /// Arguments of `tallow plan`.
 #[derive(Args)]
@@ -28,7 +28,7 @@ const EXPECTED_SHARE: f64 = 0.6;
 
 /// Runs `tallow plan`.
 pub fn run(args: PlanArgs) -> anyhow::Result<()> {
-    let run = args.file.prepare(true)?;
+    let run = args.file.prepare(Job::Plan, true)?;
     let resolved = &run.resolved;
     let memory = &resolved.memory;
     let flops = resolved.flops_per_token * resolved.tokens() as f64;
@@ -39,6 +39,7 @@ pub fn run(args: PlanArgs) -> anyhow::Result<()> {
         let plan = json!({
             "ranks": 1,
             "params": resolved.params,
+            "trained": resolved.trained,
             "steps": resolved.steps,
             "tokens": resolved.tokens(),
             "train_tokens": run.train_tokens(),
@@ -66,7 +67,11 @@ fn print_plan(run: &Run, flops: f64, peak: f64, seconds: f64, available: Option<
     let memory = &resolved.memory;
     let run_config = &resolved.run;
     let passes = resolved.tokens() as f64 / run.train_tokens().max(1) as f64;
-    writeln!(out, "model        {} parameters", format_count(resolved.params))?;
+    let trained = match resolved.trained == resolved.params {
+        true => String::new(),
+        false => format!(", {} trained", format_count(resolved.trained)),
+    };
+    writeln!(out, "model        {} parameters{trained}", format_count(resolved.params))?;
     writeln!(
         out,
         "data         {} tokens to train on, {} in the run ({passes:.2} passes)",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tallow::open::{OpenFiles, open_files};
-use tallow_train::{Event, Finish, From, Observer, PrepareRun, Run, RunConfig, Source, TrainDtype};
+use tallow_train::{Event, Finish, From, ObjectiveKind, Observer, PrepareRun, Run, RunConfig, Source, TrainDtype};
 
 use crate::exit;
 use crate::interrupt::Interrupt;
@@ -56,24 +56,73 @@ impl RunFile {
         Self { path: Some(path), set }
     }
 
-    /// Reads it and finds all that it names. Progress goes to stderr.
-    pub fn prepare(&self, resume: bool) -> anyhow::Result<Run> {
+    /// Reads it for `job` and finds all that it names. Progress goes to stderr.
+    pub fn prepare(&self, job: Job, resume: bool) -> anyhow::Result<Run> {
+        let example = match job {
+            Job::Finetune => "tallow finetune --example > run.toml",
+            Job::Pretrain | Job::Plan => "tallow pretrain --example > run.toml",
+        };
         let Some(path) = self.path.as_deref() else {
-            let hint = "name one, or write one with `tallow pretrain --example > run.toml`";
+            let hint = format!("name one, or write one with `{example}`");
             return Err(exit::usage(format!("a run file is needed: {hint}")));
         };
         if !path.is_file() {
-            let hint = "write one with `tallow pretrain --example > run.toml`";
+            let hint = format!("write one with `{example}`");
             return Err(exit::usage(format!("{}: there is no such file; {hint}", path.display())));
         }
         let source = Source::read(path, &self.set)?;
+        let finetunes = match job {
+            Job::Pretrain => false,
+            Job::Finetune => true,
+            Job::Plan => source.config()?.adapter.is_some(),
+        };
+        let source = if finetunes { source.with_default("objective.kind", "sft") } else { source };
         let base = path.parent().unwrap_or(Path::new(""));
         let run = source.config().and_then(|config| {
+            job.check(&config)?;
             config.validate()?;
             prepare(config, base, resume)
         });
         // Every error of a key, from wherever it comes, says where the key was written.
         Ok(run.map_err(|error| source.locate(error))?)
+    }
+}
+
+/// What a run file is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// `tallow pretrain`.
+    Pretrain,
+    /// `tallow finetune`.
+    Finetune,
+    /// `tallow plan`, of either.
+    Plan,
+}
+
+impl Job {
+    /// Refuses what belongs to the other command.
+    fn check(self, config: &RunConfig) -> tallow_train::Result<()> {
+        let wrong = |key: &str, value: &str, reason: &str| {
+            Err(tallow_train::Error::Config {
+                at: String::new(),
+                key: key.into(),
+                value: value.into(),
+                reason: reason.into(),
+            })
+        };
+        match self {
+            Job::Pretrain if config.adapter.is_some() => {
+                wrong("adapter", "(a section)", "belongs to finetuning; run it with `tallow finetune`, or remove it")
+            }
+            Job::Pretrain if config.objective.kind == ObjectiveKind::Sft => {
+                wrong("objective.kind", "\"sft\"", "belongs to finetuning; run it with `tallow finetune`")
+            }
+            Job::Finetune if config.model.from.is_none() => {
+                let reason = "an existing model is needed to finetune, e.g. from = \"SmolLM2-135M-Instruct.Q4_1.gguf\"";
+                wrong("model.from", "(missing)", reason)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -111,7 +160,7 @@ pub fn run(args: PretrainArgs) -> anyhow::Result<()> {
         std::io::stdout().write_all(EXAMPLE.as_bytes())?;
         return Ok(());
     }
-    let run = args.file.prepare(args.resume)?;
+    let run = args.file.prepare(Job::Pretrain, args.resume)?;
     let interrupt = Interrupt::listen("saving a checkpoint")?;
     train(run, args.resume, args.json, &interrupt)?;
     Ok(())

@@ -21,6 +21,9 @@ pub trait Gemm: Element {
     /// `c [m, n] = a [m, k] b^T`, `b [n, k]`: the forward of a linear layer.
     fn nt(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [Self]);
 
+    /// `c [m, n] += a [m, k] b^T`, `b [n, k]`: what an adapter adds to a layer's output.
+    fn nt_add(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [Self]);
+
     /// As [`nt`](Self::nt) with an f32 result: logits.
     fn nt_f32(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [f32]);
 
@@ -74,6 +77,10 @@ impl Gemm for f32 {
         f32_gemm((m, n, k), (a, plain(k)), (b, turned(k)), c, false);
     }
 
+    fn nt_add(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+        f32_gemm((m, n, k), (a, plain(k)), (b, turned(k)), c, true);
+    }
+
     fn nt_f32(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
         Self::nt(m, n, k, a, b, c);
     }
@@ -90,6 +97,10 @@ impl Gemm for f32 {
 impl Gemm for bf16 {
     fn nt(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [bf16]) {
         product((m, n, k), (a, plain(k)), (b, turned(k)), Out::Bf16(c, false));
+    }
+
+    fn nt_add(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [bf16]) {
+        product((m, n, k), (a, plain(k)), (b, turned(k)), Out::Bf16(c, true));
     }
 
     fn nt_f32(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [f32]) {
@@ -153,6 +164,10 @@ mod tests {
             let mut c = vec![nan; m * n];
             T::nt(m, n, k, &a, &b, &mut c);
             assert_eq!(c, rounded(&nt), "nt {dims:?}");
+            c.fill(T::from_f32(-2.0));
+            T::nt_add(m, n, k, &a, &b, &mut c);
+            let on_top: Vec<f64> = nt.iter().map(|x| x - 2.0).collect();
+            assert_eq!(c, rounded(&on_top), "nt added {dims:?}");
             c.fill(nan);
             T::nn(m, n, k, &a, &b, &mut c, false);
             assert_eq!(c, rounded(&nn), "nn {dims:?}");

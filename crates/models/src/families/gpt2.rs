@@ -6,11 +6,8 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tallow_nn::{
-    Activation, Attention, AttentionConfig, Build, Embedding, ForwardContext, LayerNorm, Linear, Mlp, Result, Role,
-    site,
-};
-use tallow_ops::{Weight, narrow, reshape, residual_add};
+use tallow_nn::{Activation, Attention, AttentionConfig, Build, Embedding, ForwardContext, Head, LayerNorm, Linear, Mlp, Result, Role, site};
+use tallow_ops::{narrow, reshape, residual_add};
 
 use crate::config::{Size, check_fractions, check_sizes, most, typed};
 use crate::decoder::check_positions;
@@ -201,7 +198,7 @@ struct Gpt2 {
     wpe: Embedding,
     layers: Vec<Block>,
     ln_f: LayerNorm,
-    lm_head: Weight,
+    lm_head: Head,
     embd_pdrop: f64,
 }
 
@@ -218,8 +215,8 @@ impl Gpt2 {
         let last = 1 + shape.num_layers;
         let ln_f = model.stage(last).layer_norm("ln_f", shape.hidden_size, config.layer_norm_epsilon)?;
         let lm_head = match config.tie_word_embeddings {
-            true => wte.weight().clone(),
-            false => b.stage(last).matrix("lm_head", Role::Head, shape.vocab_size, shape.hidden_size)?,
+            true => Head::Plain(wte.weight().clone()),
+            false => b.stage(last).head("lm_head", shape.vocab_size, shape.hidden_size)?,
         };
         Ok(Self { shape, wte, wpe, layers, ln_f, lm_head, embd_pdrop: config.embd_pdrop })
     }
@@ -233,7 +230,7 @@ impl Decoder for Gpt2 {
     fn embed(&self, ids: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
         check_positions(cx, &self.shape)?;
         let positions = Tensor::from_slice(&cx.positions, ids.shape(), ids.device())?;
-        let x = residual_add(&self.wte.forward(ids)?, &self.wpe.forward(&positions)?)?;
+        let x = residual_add(&self.wte.forward(ids, cx)?, &self.wpe.forward(&positions, cx)?)?;
         cx.dropout(x, self.embd_pdrop, 0, site::EMBEDDING)
     }
 
@@ -245,7 +242,7 @@ impl Decoder for Gpt2 {
         self.ln_f.forward(x)
     }
 
-    fn head(&self) -> &Weight {
+    fn head(&self) -> &Head {
         &self.lm_head
     }
 }
@@ -287,12 +284,13 @@ impl Block {
     fn forward(&self, x: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
         let (p, layer, (b, t, _)) = (self.resid_pdrop, self.attention.layer, x.dims3()?);
         let AttentionConfig { num_heads: h, head_dim: d, .. } = self.attention.config;
-        let qkv = self.c_attn.forward(&self.ln_1.forward(x)?)?;
+        let qkv = self.c_attn.forward(&self.ln_1.forward(x)?, cx)?;
         let qkv = reshape(&qkv, (b, t, 3 * h, d))?;
         let (q, k, v) = (narrow(&qkv, 2, 0, h)?, narrow(&qkv, 2, h, h)?, narrow(&qkv, 2, 2 * h, h)?);
-        let y = self.c_proj.forward(&self.attention.forward(&q, &k, &v, cx)?)?;
+        let y = self.attention.forward(&q, &k, &v, cx)?;
+        let y = self.c_proj.forward(&y, cx)?;
         let x = residual_add(x, &cx.dropout(y, p, layer, site::ATTENTION)?)?;
-        let y = self.mlp.forward(&self.ln_2.forward(&x)?)?;
+        let y = self.mlp.forward(&self.ln_2.forward(&x)?, cx)?;
         Ok(residual_add(&x, &cx.dropout(y, p, layer, site::MLP)?)?)
     }
 }

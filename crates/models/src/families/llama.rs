@@ -8,11 +8,8 @@ use std::borrow::Cow;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tallow_nn::{
-    Attention, AttentionConfig, Build, Embedding, ForwardContext, GatedMlp, Linear, Result, RmsNorm, Role, RopeConfig,
-    RopeScaling, site,
-};
-use tallow_ops::{Weight, reshape, residual_add};
+use tallow_nn::{Attention, AttentionConfig, Build, Embedding, ForwardContext, GatedMlp, Head, Linear, Result, RmsNorm, Role, RopeConfig, RopeScaling, site};
+use tallow_ops::{reshape, residual_add};
 
 use crate::config::{Size, check_fractions, check_sizes, most, typed};
 use crate::decoder::check_positions;
@@ -319,7 +316,7 @@ struct Llama {
     embed_tokens: Embedding,
     layers: Vec<Block>,
     norm: RmsNorm,
-    lm_head: Weight,
+    lm_head: Head,
     residual_dropout: f64,
 }
 
@@ -339,8 +336,8 @@ impl Llama {
         let last = 1 + shape.num_layers;
         let norm = model.stage(last).rms_norm("norm", hidden, config.rms_norm_eps)?;
         let lm_head = match config.tie_word_embeddings {
-            true => embed_tokens.weight().clone(),
-            false => b.stage(last).matrix("lm_head", Role::Head, vocab, hidden)?,
+            true => Head::Plain(embed_tokens.weight().clone()),
+            false => b.stage(last).head("lm_head", vocab, hidden)?,
         };
         Ok(Self { shape, embed_tokens, layers, norm, lm_head, residual_dropout: config.residual_dropout })
     }
@@ -353,7 +350,7 @@ impl Decoder for Llama {
 
     fn embed(&self, ids: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
         check_positions(cx, &self.shape)?;
-        cx.dropout(self.embed_tokens.forward(ids)?, self.residual_dropout, 0, site::EMBEDDING)
+        cx.dropout(self.embed_tokens.forward(ids, cx)?, self.residual_dropout, 0, site::EMBEDDING)
     }
 
     fn block(&self, index: usize, x: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
@@ -364,7 +361,7 @@ impl Decoder for Llama {
         self.norm.forward(x)
     }
 
-    fn head(&self) -> &Weight {
+    fn head(&self) -> &Head {
         &self.lm_head
     }
 }
@@ -414,12 +411,13 @@ impl Block {
         let y = self.input_layernorm.forward(x)?;
         let heads = |projection: &Linear| -> Result<Tensor> {
             let (b, t, _) = y.dims3()?;
-            Ok(reshape(&projection.forward(&y)?, (b, t, (), self.attention.config.head_dim))?)
+            Ok(reshape(&projection.forward(&y, cx)?, (b, t, (), self.attention.config.head_dim))?)
         };
         let (q, k, v) = (heads(&self.q_proj)?, heads(&self.k_proj)?, heads(&self.v_proj)?);
-        let y = self.o_proj.forward(&self.attention.forward(&q, &k, &v, cx)?)?;
+        let y = self.attention.forward(&q, &k, &v, cx)?;
+        let y = self.o_proj.forward(&y, cx)?;
         let x = residual_add(x, &cx.dropout(y, p, layer, site::ATTENTION)?)?;
-        let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        let y = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?, cx)?;
         Ok(residual_add(&x, &cx.dropout(y, p, layer, site::MLP)?)?)
     }
 }

@@ -9,6 +9,6 @@ mod rope;
 
 pub use activation::{activation, swiglu};
 pub use attention::attention;
-pub use linear::{embedding, linear, linear_cross_entropy};
+pub use linear::{embedding, linear, linear_cross_entropy, lora_linear, scale_outputs};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::rope;

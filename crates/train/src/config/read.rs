@@ -17,6 +17,8 @@ pub struct Source {
     path: PathBuf,
     text: String,
     set: Vec<String>,
+    /// Assignments below those of the file.
+    defaults: Vec<(String, String)>,
 }
 
 impl Source {
@@ -36,7 +38,14 @@ impl Source {
 
     /// The text of a run file; `path` is for messages.
     pub fn new(text: &str, path: &Path, set: &[String]) -> Self {
-        Self { path: path.into(), text: text.into(), set: set.to_vec() }
+        Self { path: path.into(), text: text.into(), set: set.to_vec(), defaults: vec![] }
+    }
+
+    /// The same, with a key that has another default than usual.
+    #[must_use]
+    pub fn with_default(mut self, key: &str, value: &str) -> Self {
+        self.defaults.push((key.to_owned(), value.to_owned()));
+        self
     }
 
     /// The configuration that it amounts to.
@@ -76,6 +85,9 @@ impl Source {
         })?;
         for assignment in &self.set {
             apply(&mut table, assignment)?;
+        }
+        for (key, value) in self.defaults.iter().filter(|(key, _)| written(&table, key).is_none()).collect::<Vec<_>>() {
+            apply(&mut table, &format!("{key}={value}"))?;
         }
         Ok(table)
     }
@@ -136,9 +148,6 @@ fn named(error: Error) -> Error {
 fn reason(key: &str, message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     match (message.split(' ').next(), quoted.next()) {
-        _ if key == "adapter" || key.starts_with("adapter.") => {
-            "belongs to finetuning, which is not available yet in this build; remove it to pretrain".into()
-        }
         (Some("unknown"), Some(unknown)) if message.starts_with("unknown field") => {
             format!("there is no such key; the nearest is `{}`", nearest(unknown, quoted))
         }
@@ -302,7 +311,11 @@ mod tests {
             ("train.steps = 5\nobjective.z_loss = -1.0", "run.toml:5: `objective.z_loss` = -1: must be"),
             ("train.steps = 5\nparallel.tp = 2", "run.toml:5: `parallel.tp` = 2: parallel training is not available"),
             ("train.steps = 5\nmodel.from = 'm'", "run.toml:2: `model.preset` = llama-14m: and model.from exclude"),
-            ("train.steps = 5\n[adapter]\nkind = 'lora'", "run.toml:5: `adapter` = (a section): belongs to finetuning"),
+            ("train.steps = 5\n[adapter]\nkind = 'lora'", "run.toml:2: `model.from` = (missing): an adapter stands"),
+            ("train.steps = 5\n[adapter]\nkind = 'lora2'", "run.toml:6: `adapter.kind` = \"lora2\": must be one of"),
+            ("train.steps = 5\ndata.valid_fraction = 0.9", "run.toml:5: `data.valid_fraction` = 0.9: must be from 0"),
+            ("train.steps = 5\ndata.valid_fraction = 0.1", "run.toml:5: `data.valid_fraction` = (set): has a meaning"),
+            ("train.steps = 5\nobjective.label_smoothing = 1.0", "run.toml:5: `objective.label_smoothing` = 1: must"),
         ] {
             let message = error(&format!("{GOOD}{added}\n"), &[]);
             assert!(message.starts_with(start), "{message}");

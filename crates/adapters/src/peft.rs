@@ -1,0 +1,390 @@
+//! PEFT directories: `adapter_config.json` and `adapter_model.safetensors`, as the `peft` package reads and writes them.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use tallow_formats::TensorSource;
+use tallow_formats::safetensors::{SafetensorsFile, TensorData, write_safetensors};
+use tallow_nn::{Fill, Param, ParamSpec, ParamStore};
+
+use crate::{Adapted, AdapterPlan, Error, LoraConfig, Result, Targets};
+
+/// Settings of an adapter.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Its matrices.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
+/// What stands before a module's name in PEFT's files.
+const PREFIX: &str = "base_model.model.";
+
+/// The most bytes of an `adapter_config.json`.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// Keys whose value does not change what the adapter computes.
+const WITHOUT_EFFECT: &[&str] = &[
+    "auto_mapping",
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "lora_dropout",
+    "modules_to_save",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "tallow",
+    "ensure_weight_tying",
+];
+
+/// A LoRA adapter in files, opened but not yet read.
+#[derive(Debug)]
+pub struct PeftAdapter {
+    dir: PathBuf,
+    config: Map<String, Value>,
+    tensors: SafetensorsFile,
+}
+
+impl PeftAdapter {
+    /// Opens a PEFT directory.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, or it is another kind of adapter than LoRA.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(ADAPTER_CONFIG);
+        if !path.is_file() {
+            return Err(Error::files(dir, format!("has no {ADAPTER_CONFIG}, so it is no PEFT adapter; give the folder that has it")));
+        }
+        let size = std::fs::metadata(&path).map_or(0, |m| m.len());
+        if size > MAX_CONFIG {
+            return Err(Error::files(&path, format!("{size} bytes are too many for a configuration")));
+        }
+        let text = std::fs::read(&path).map_err(|e| Error::files(&path, e.to_string()))?;
+        let config: Map<String, Value> =
+            serde_json::from_slice(&text).map_err(|e| Error::files(&path, format!("is not a JSON object: {e}")))?;
+        let weights = dir.join(ADAPTER_WEIGHTS);
+        if !weights.is_file() {
+            let hint = match dir.join("adapter_model.bin").exists() {
+                true => "there is adapter_model.bin, which is not read; save it again with safe_serialization=True",
+                false => "fetch the adapter again",
+            };
+            return Err(Error::files(dir, format!("has no {ADAPTER_WEIGHTS}; {hint}")));
+        }
+        let adapter = Self { dir: dir.to_path_buf(), config, tensors: SafetensorsFile::open(&weights)? };
+        adapter.check_config(&path)?;
+        Ok(adapter)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The model that it was made for, as its file names it.
+    pub fn base_model(&self) -> Option<&str> {
+        self.config.get("base_model_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty())
+    }
+
+    /// What this program noted beside PEFT's own keys.
+    pub fn notes(&self) -> Option<&Value> {
+        self.config.get("tallow")
+    }
+
+    /// Refuses what would be ignored.
+    fn check_config(&self, path: &Path) -> Result<()> {
+        let kind = self.config.get("peft_type").and_then(Value::as_str).unwrap_or("unknown");
+        if kind != "LORA" {
+            return Err(Error::files(path, format!("is an adapter of type {kind}; LORA is supported")));
+        }
+        // These initialisations change the base as well, which the files do not hold.
+        let changed = ["pissa", "olora", "corda", "loftq"];
+        if let Some(init) = self.config.get("init_lora_weights").and_then(Value::as_str)
+            && changed.iter().any(|name| init.starts_with(name))
+        {
+            let reason = format!(
+                "was made with init_lora_weights = \"{init}\", which changes the base model as well; convert it to plain LoRA \
+                 with peft's path_initial_model_for_weight_conversion"
+            );
+            return Err(Error::files(path, reason));
+        }
+        let known = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias"];
+        let says_something = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            _ => true,
+        };
+        for (key, value) in &self.config {
+            let key = key.as_str();
+            if key == "bias" && value != "none" {
+                return Err(Error::files(path, format!("`bias` is {value}: trained biases are not supported, only \"none\"")));
+            }
+            // How far a pattern's layers are told by their own names is seen from the tensors.
+            let ignorable = known.contains(&key) || WITHOUT_EFFECT.contains(&key) || !says_something(value);
+            if !ignorable && !is_default(key, value) {
+                return Err(Error::files(path, format!("`{key}` = {value} is not supported")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the files mean for the model with parameters `specs` (without an adapter).
+    ///
+    /// # Errors
+    /// If a tensor belongs to no module of the model or has another shape than its module needs.
+    pub fn plan(&self, specs: &[ParamSpec]) -> Result<AdapterPlan> {
+        let file = self.tensors.path();
+        let by_name: BTreeMap<&str, &ParamSpec> = specs.iter().map(|s| (s.name.as_str(), s)).collect();
+        let (mut modules, mut saved, mut used) = (BTreeMap::new(), HashSet::new(), HashSet::new());
+        for name in self.tensors.names() {
+            let Some(inner) = name.strip_prefix(PREFIX) else {
+                return Err(Error::files(file, format!("tensor `{name}` does not begin with `{PREFIX}`, as PEFT's do")));
+            };
+            if let Some(at) = inner.rfind(".lora_") {
+                let (module, part) = (&inner[..at], &inner[at + 1..]);
+                let Some(spec) = by_name.get(format!("{module}.weight").as_str()) else {
+                    return Err(self.foreign(name));
+                };
+                if matches!(part, "lora_A.weight" | "lora_embedding_A") {
+                    modules.insert(module.to_owned(), self.adapted(name, module, spec)?);
+                } else if !matches!(part, "lora_B.weight" | "lora_embedding_B" | "lora_magnitude_vector") {
+                    return Err(Error::files(file, format!("tensor `{name}`: `{part}` is not supported")));
+                }
+                used.insert(name.to_owned());
+            } else {
+                let plain = inner.replace(".modules_to_save.", ".");
+                if !by_name.contains_key(plain.as_str()) {
+                    return Err(self.foreign(name));
+                }
+                saved.insert(plain);
+                used.insert(name.to_owned());
+            }
+        }
+        if modules.is_empty() {
+            return Err(Error::files(file, "holds no LoRA matrices"));
+        }
+        let config = LoraConfig {
+            rank: modules.values().map(|m: &Adapted| m.rank).max().unwrap_or(1),
+            alpha: self.number("lora_alpha").unwrap_or(1.0),
+            dropout: 0.0,
+            targets: Targets::Names(modules.keys().cloned().collect()),
+            rslora: self.flag("use_rslora"),
+            dora: self.flag("use_dora"),
+            ..LoraConfig::default()
+        };
+        let plan = AdapterPlan { config, modules, saved, compact: vec![] };
+        self.check_shapes(&plan, specs, &used)?;
+        Ok(plan)
+    }
+
+    fn foreign(&self, name: &str) -> Error {
+        let made_for = self.base_model().map(|base| format!("; it was made for {base}")).unwrap_or_default();
+        Error::files(self.tensors.path(), format!("tensor `{name}`: this model has no such module{made_for}"))
+    }
+
+    fn adapted(&self, name: &str, module: &str, spec: &ParamSpec) -> Result<Adapted> {
+        let file = self.tensors.path();
+        let embedding = name.ends_with("lora_embedding_A");
+        let shape = self.tensors.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        let (&[rank, d_in], &[rows, columns]) = (shape.as_slice(), spec.shape.as_slice()) else {
+            return Err(Error::files(file, format!("tensor `{name}` is {shape:?}, not a matrix, or its module has none")));
+        };
+        let dims = if embedding { (rows, columns) } else { (columns, rows) };
+        if d_in != dims.0 || rank == 0 {
+            let made_for = self.base_model().map(|base| format!("; it was made for {base}")).unwrap_or_default();
+            let reason = format!("tensor `{name}` is {shape:?}, but `{module}` of this model takes {}{made_for}", dims.0);
+            return Err(Error::files(file, reason));
+        }
+        let alpha = self.pattern("alpha_pattern", module)?.or(self.number("lora_alpha"));
+        let Some(alpha) = alpha.filter(|alpha| alpha.is_finite()) else {
+            return Err(Error::files(&self.dir.join(ADAPTER_CONFIG), "`lora_alpha` is missing or no number"));
+        };
+        let scale = if self.flag("use_rslora") { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
+        let dora = self.tensors.info(&format!("{PREFIX}{module}.lora_magnitude_vector")).is_some();
+        let stored_transposed = spec.stored_transposed;
+        Ok(Adapted { rank, alpha, scale, dora, embedding, dims, stored_transposed })
+    }
+
+    /// Every parameter that the plan asks for is there in its shape, and every tensor is asked for.
+    fn check_shapes(&self, plan: &AdapterPlan, specs: &[ParamSpec], used: &HashSet<String>) -> Result<()> {
+        let file = self.tensors.path();
+        let mut wanted = HashSet::new();
+        for (module, _) in plan.modules() {
+            let base = specs.iter().find(|s| s.name.strip_suffix(".weight") == Some(module));
+            for spec in base.map(|base| plan.specs_of(module, base)).unwrap_or_default() {
+                let (name, info) = self.find(&spec.name);
+                let Some(info) = info else {
+                    return Err(Error::files(file, format!("tensor `{name}` is missing; fetch the adapter again")));
+                };
+                if info.shape != spec.stored_shape() {
+                    let reason = format!("tensor `{name}` is {:?} but {:?} is needed", info.shape, spec.stored_shape());
+                    return Err(Error::files(file, reason));
+                }
+                wanted.insert(name);
+            }
+        }
+        for spec in specs.iter().filter(|spec| plan.saved.contains(&spec.name)) {
+            let (name, info) = self.find(&spec.name);
+            if info.is_none_or(|info| info.shape != spec.stored_shape()) {
+                let reason = format!("tensor `{name}` must be {:?}, as its module in this model", spec.stored_shape());
+                return Err(Error::files(file, reason));
+            }
+            wanted.insert(name);
+        }
+        match used.iter().find(|name| !wanted.contains(*name)) {
+            Some(name) => Err(Error::files(file, format!("tensor `{name}` would be ignored: its other half is missing"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The tensor of a parameter: PEFT once wrote `modules_to_save` into the names of whole modules.
+    fn find(&self, parameter: &str) -> (String, Option<&tallow_formats::TensorInfo>) {
+        let name = format!("{PREFIX}{parameter}");
+        if let Some(info) = self.tensors.info(&name) {
+            return (name, Some(info));
+        }
+        if let Some((module, leaf)) = parameter.rsplit_once('.') {
+            let older = format!("{PREFIX}{module}.modules_to_save.{leaf}");
+            if let Some(info) = self.tensors.info(&older) {
+                return (older, Some(info));
+            }
+        }
+        (name, None)
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        self.config.get(key).and_then(Value::as_f64)
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.config.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// The number of the first pattern of `key` that fits the end of a module's name, as PEFT matches them.
+    fn pattern(&self, key: &str, module: &str) -> Result<Option<f64>> {
+        let path = self.dir.join(ADAPTER_CONFIG);
+        let Some(map) = self.config.get(key).and_then(Value::as_object) else { return Ok(None) };
+        for (pattern, value) in map {
+            let wrong = |e: String| Error::files(&path, format!("`{key}`: `{pattern}`: {e}"));
+            let regex = format!("^(?:.*\\.)?(?:{pattern})$");
+            let regex = fancy_regex::Regex::new(&regex).map_err(|e| wrong(e.to_string()))?;
+            if regex.is_match(module).map_err(|e| wrong(e.to_string()))? {
+                return value.as_f64().map(Some).ok_or_else(|| wrong("is not a number".into()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Keys of newer versions of PEFT with the values that mean nothing.
+fn is_default(key: &str, value: &Value) -> bool {
+    matches!((key, value.as_str()), ("megatron_core", Some("megatron.core")) | ("qalora_group_size", None))
+        || (key == "qalora_group_size" && value.is_number())
+}
+
+impl Fill for PeftAdapter {
+    fn fill(&self, spec: &ParamSpec, out: &mut [f32]) -> tallow_nn::Result<()> {
+        let (name, _) = self.find(&spec.name);
+        if !spec.stored_transposed {
+            return Ok(self.tensors.read_f32(&name, out)?);
+        }
+        let mut stored = vec![0f32; out.len()];
+        self.tensors.read_f32(&name, &mut stored)?;
+        transpose(&stored, spec.shape[1], out);
+        Ok(())
+    }
+}
+
+/// `from [rows, cols]` with `rows` rows, to `to [cols, rows]`.
+fn transpose(from: &[f32], rows: usize, to: &mut [f32]) {
+    let cols = from.len() / rows.max(1);
+    for (r, row) in from.chunks_exact(cols.max(1)).enumerate() {
+        for (c, &x) in row.iter().enumerate() {
+            to[c * rows + r] = x;
+        }
+    }
+}
+
+/// Writes the adapter of `store` into `dir`, which exists, as `peft` reads it. `base_model` is the model that it belongs to,
+/// `notes` what this program wants to find again.
+///
+/// # Errors
+/// If a file cannot be written or a value read.
+pub fn write_peft(
+    dir: &Path,
+    plan: &AdapterPlan,
+    store: &ParamStore,
+    base_model: &str,
+    notes: Option<Value>,
+) -> Result<()> {
+    let mut config = config_of(plan, base_model);
+    if let (Some(notes), Some(map)) = (notes, config.as_object_mut()) {
+        map.insert("tallow".into(), notes);
+    }
+    tallow_formats::write_json(&dir.join(ADAPTER_CONFIG), &config)?;
+    let trained = store.params().iter().filter(|param| plan.is_trained(&param.spec));
+    let tensors = trained.map(|param| {
+        let name = format!("{PREFIX}{}", param.spec.name);
+        TensorData::from_fn(name, param.spec.stored_shape(), move || stored(store, param))
+    });
+    write_safetensors(&dir.join(ADAPTER_WEIGHTS), tensors.collect(), &[("format", "pt")])?;
+    Ok(())
+}
+
+fn stored(store: &ParamStore, param: &Param) -> Result<Vec<f32>> {
+    let value = store.value(param)?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    if !param.spec.stored_transposed {
+        return Ok(value);
+    }
+    let mut transposed = vec![0f32; value.len()];
+    transpose(&value, param.spec.shape[0], &mut transposed);
+    Ok(transposed)
+}
+
+fn config_of(plan: &AdapterPlan, base_model: &str) -> Value {
+    let config = &plan.config;
+    let mut ranks = Map::new();
+    let mut alphas = Map::new();
+    for (module, adapted) in &plan.modules {
+        if adapted.rank != config.rank {
+            ranks.insert(module.clone(), json!(adapted.rank));
+        }
+        if adapted.alpha != config.alpha {
+            alphas.insert(module.clone(), whole(adapted.alpha));
+        }
+    }
+    let saved: BTreeSet<&str> = plan.saved.iter().filter_map(|name| name.rsplit_once('.').map(|(m, _)| m)).collect();
+    let targets: Vec<&str> = match plan.compact.is_empty() {
+        true => plan.modules.keys().map(String::as_str).collect(),
+        false => plan.compact.iter().map(String::as_str).collect(),
+    };
+    json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": config.rank,
+        "lora_alpha": whole(config.alpha),
+        "lora_dropout": config.dropout,
+        "target_modules": targets,
+        "modules_to_save": if saved.is_empty() { Value::Null } else { json!(saved) },
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "use_rslora": config.rslora,
+        "use_dora": plan.modules.values().any(|m| m.dora),
+        "fan_in_fan_out": plan.modules.values().any(|m| m.stored_transposed && !m.embedding),
+        "bias": "none",
+        "init_lora_weights": true,
+        "inference_mode": true,
+    })
+}
+
+/// A whole number as one: PEFT declares `lora_alpha` an integer.
+fn whole(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
+}

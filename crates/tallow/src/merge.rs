@@ -1,0 +1,129 @@
+//! Merging an adapter into its model, and measuring what that changes.
+//!
+//! The merged matrix is `W + s B A` (with DoRA's magnitudes, `m / |W + s B A|` times that), added in f32. What is
+//! written is a model without an adapter; how far its logits are from those of the adapter beside its base is measured on
+//! text, not assumed.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use tallow_adapters::{AdapterPlan, PeftAdapter, merge_into};
+use tallow_models::save_model;
+use tallow_nn::{Fill, ForwardContext, ParamSpec, ParamStore, StoreOptions, plan_params};
+use tallow_ops::no_grad;
+
+use crate::open::{Dtype, Error, OpenModel, Result, open_adapted};
+
+/// How far two models are from each other over some tokens.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Difference {
+    /// Largest difference of a logit.
+    pub max_logit_difference: f64,
+    /// Mean over positions of the Kullback-Leibler divergence of the second from the first, nats.
+    pub mean_kl: f64,
+    /// Positions at which the likeliest token differs.
+    pub argmax_differs: usize,
+    /// Positions compared.
+    pub tokens: usize,
+}
+
+/// A model with its adapter merged, and what that changed.
+pub struct Merged {
+    /// The model with the adapter beside it.
+    pub adapted: OpenModel,
+    /// Its parameters with the adapter added, and no adapter.
+    pub store: ParamStore,
+    /// Merged against adapted.
+    pub difference: Difference,
+}
+
+/// Values of the base with the adapter added.
+struct MergedFill<'a> {
+    base: &'a dyn Fill,
+    plan: &'a AdapterPlan,
+    base_specs: &'a [ParamSpec],
+    files: &'a PeftAdapter,
+}
+
+impl Fill for MergedFill<'_> {
+    fn fill(&self, spec: &ParamSpec, out: &mut [f32]) -> tallow_nn::Result<()> {
+        if self.plan.is_trained(spec) {
+            return self.files.fill(spec, out);
+        }
+        self.base.fill(spec, out)?;
+        merge_into(self.plan, self.base_specs, spec, self.files, out)
+    }
+}
+
+/// Merges the adapter in the folder `adapter` into `model`, in f32, and compares the two over `text`.
+///
+/// # Errors
+/// If the model or the adapter cannot be read, or do not belong together.
+pub fn merge(model: &str, adapter: &Path, text: &str) -> Result<Merged> {
+    let adapted = open_adapted(model, Some(adapter), Dtype::F32)?;
+    let config = adapted.checkpoint().config();
+    let files = PeftAdapter::open(adapter)?;
+    let (_, base_specs) = plan_params(|b| config.build(b))?;
+    let plan = files.plan(&base_specs)?;
+    if config.shape().tied && plan.modules().any(|(_, module)| module.embedding) {
+        let reason = "its adapter changes the embedding but not the head, which is tied to it: merged they would have to part";
+        return Err(Error::Merge { path: adapter.to_path_buf(), reason: reason.into() });
+    }
+    let fill = MergedFill { base: adapted.checkpoint(), plan: &plan, base_specs: &base_specs, files: &files };
+    let options = StoreOptions::frozen(candle_core::DType::F32, adapted.device().clone());
+    let store = ParamStore::new(base_specs.clone(), &options, &fill)?;
+    let decoder = store.build(|b| config.build(b))?;
+    let limit = config.shape().max_positions.min(COMPARED);
+    let mut ids = adapted.tokenizer()?.encode(text, true)?;
+    ids.truncate(limit);
+    if ids.is_empty() {
+        let reason = "the text to compare over has no token; give another".into();
+        return Err(Error::Merge { path: adapter.to_path_buf(), reason });
+    }
+    let logits = |decoder: &dyn tallow_models::Decoder| -> Result<Vec<Vec<f32>>> {
+        let x = Tensor::from_slice(&ids, (1, ids.len()), adapted.device()).map_err(tallow_nn::Error::from)?;
+        let mut cx = ForwardContext::causal(1, ids.len())?;
+        let logits = no_grad(|| decoder.logits(&x, &mut cx))?;
+        Ok(logits.squeeze(0).and_then(|x| x.to_vec2()).map_err(tallow_nn::Error::from)?)
+    };
+    let difference = compare(&logits(adapted.decoder())?, &logits(decoder.as_ref())?);
+    Ok(Merged { adapted, store, difference })
+}
+
+/// The most tokens that are compared over.
+const COMPARED: usize = 512;
+
+fn compare(a: &[Vec<f32>], b: &[Vec<f32>]) -> Difference {
+    let mut difference = Difference { max_logit_difference: 0.0, mean_kl: 0.0, argmax_differs: 0, tokens: a.len() };
+    for (a, b) in a.iter().zip(b) {
+        let log_softmax = |row: &[f32]| -> Vec<f64> {
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let lse = f64::from(top) + row.iter().map(|x| f64::from(x - top).exp()).sum::<f64>().ln();
+            row.iter().map(|&x| f64::from(x) - lse).collect()
+        };
+        let argmax = |row: &[f32]| (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]));
+        let (p, q) = (log_softmax(a), log_softmax(b));
+        difference.mean_kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+        let furthest = a.iter().zip(b).map(|(x, y)| f64::from(x - y).abs()).fold(0.0, f64::max);
+        difference.max_logit_difference = difference.max_logit_difference.max(furthest);
+        difference.argmax_differs += usize::from(argmax(a) != argmax(b));
+    }
+    difference.mean_kl /= a.len().max(1) as f64;
+    difference
+}
+
+impl Merged {
+    /// Writes the merged model and its tokenizer as a Hugging Face directory at `out`, whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written; what was there is as it was then.
+    pub fn save(&self, out: &Path) -> Result<()> {
+        let dir = tallow_formats::AtomicDir::create(out)?;
+        save_model(dir.path(), self.adapted.checkpoint().config(), &self.store)?;
+        if let Ok(tokenizer) = self.adapted.tokenizer() {
+            tokenizer.save(dir.path())?;
+        }
+        dir.commit_replacing()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! `[adapter]` of the run file.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tallow_adapters::{LoraConfig, LoraInit, Targets};
+
+use crate::reference::documented;
+use crate::{Error, Result};
+
+documented! {
+    /// `[adapter]`: train a few small matrices beside the model instead of all of it.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct AdapterSection {
+        /// `lora` (Hu et al. 2021), or `dora`, which learns the length of each output's weights apart (Liu et al. 2024).
+        pub kind: AdapterKind,
+        /// Inner width of the two matrices.
+        pub rank: usize,
+        /// The product of the two is scaled by `alpha / rank`.
+        pub alpha: f64,
+        /// Dropout on what the adapter sees.
+        pub dropout: f64,
+        /// `"all-linear"` (every projection of every block), or a list of modules: ends of names (`"q_proj"`), whole names, or
+        /// patterns (`"*.layers.1?.mlp.*"`).
+        pub targets: TargetsSetting,
+        /// Modules that get no adapter though `targets` names them.
+        pub exclude: Vec<String>,
+        /// Other ranks for some modules, e.g. `{ down_proj = 32 }`.
+        pub ranks: BTreeMap<String, usize>,
+        /// Other alphas for some modules.
+        pub alphas: BTreeMap<String, f64>,
+        /// Scale by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023).
+        pub rslora: bool,
+        /// How the matrices start: `kaiming` (PEFT's default) or `gaussian`; the second is zero, so the model begins as it was.
+        pub init: InitSetting,
+        /// Modules that are trained whole and saved with the adapter, e.g. `["lm_head"]`.
+        pub modules_to_save: Vec<String>,
+        /// Learning rate of the second matrix over that of the first (LoRA+, Hayou et al. 2024); 1 for plain LoRA.
+        pub lr_ratio: f64,
+    }
+}
+
+impl Default for AdapterSection {
+    fn default() -> Self {
+        Self {
+            kind: AdapterKind::Lora,
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            targets: TargetsSetting::default(),
+            exclude: vec![],
+            ranks: BTreeMap::new(),
+            alphas: BTreeMap::new(),
+            rslora: false,
+            init: InitSetting::Kaiming,
+            modules_to_save: vec![],
+            lr_ratio: 1.0,
+        }
+    }
+}
+
+/// Which adapter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterKind {
+    /// Two small matrices.
+    #[default]
+    Lora,
+    /// The same and magnitudes.
+    Dora,
+}
+
+/// How an adapter starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitSetting {
+    /// Uniform in one over the root of the inputs.
+    #[default]
+    Kaiming,
+    /// Normal with a deviation of one over the rank.
+    Gaussian,
+}
+
+/// Which modules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetsSetting {
+    /// `"all-linear"`, or one name.
+    One(String),
+    /// Names.
+    Many(Vec<String>),
+}
+
+impl Default for TargetsSetting {
+    fn default() -> Self {
+        Self::One(ALL_LINEAR.into())
+    }
+}
+
+const ALL_LINEAR: &str = "all-linear";
+
+impl AdapterSection {
+    /// The settings of the adapter itself.
+    ///
+    /// # Errors
+    /// For a value that cannot work, naming the key.
+    pub fn lora(&self) -> Result<LoraConfig> {
+        if !(self.lr_ratio.is_finite() && self.lr_ratio > 0.0) {
+            return Err(Error::config("adapter.lr_ratio", self.lr_ratio, "must be a positive number, e.g. 16"));
+        }
+        let config = LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            targets: match &self.targets {
+                TargetsSetting::One(name) if name == ALL_LINEAR => Targets::AllLinear,
+                TargetsSetting::One(name) => Targets::Names(vec![name.clone()]),
+                TargetsSetting::Many(names) => Targets::Names(names.clone()),
+            },
+            exclude: self.exclude.clone(),
+            ranks: self.ranks.clone(),
+            alphas: self.alphas.clone(),
+            rslora: self.rslora,
+            dora: self.kind == AdapterKind::Dora,
+            modules_to_save: self.modules_to_save.clone(),
+            init: match self.init {
+                InitSetting::Kaiming => LoraInit::Kaiming,
+                InitSetting::Gaussian => LoraInit::Gaussian,
+            },
+        };
+        config.validate().map_err(adapter_error)?;
+        Ok(config)
+    }
+}
+
+/// An adapter's complaint about one of its settings, as one about `[adapter]` of the run file.
+pub(crate) fn adapter_error(error: tallow_adapters::Error) -> Error {
+    match error {
+        tallow_adapters::Error::Config { key, value, reason } => {
+            Error::config(&format!("adapter.{key}"), value, reason)
+        }
+        other => other.into(),
+    }
+}

@@ -1,0 +1,197 @@
+//! The examples of a fine-tuning run: found, rendered by the model's own template, masked, prepared once and kept.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tallow_data::{ChatCacheOptions, ChatOptions, EncodeChat, TokenDataset, TooLong, TrainOn, cached_prepare_chat};
+use tallow_tokenizer::{ChatEncoder, ChatOptions as RenderOptions, EncodeOptions, EncodedChat, Message, Tokenizer};
+
+use crate::config::{RunConfig, TooLongSetting, TrainOnSetting};
+use crate::progress::{format_bytes, format_count};
+use crate::{Error, Result};
+
+/// Lines about the preparation come at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+
+/// What turns the examples of a run into ids.
+pub(crate) struct Conversations {
+    tokenizer: Tokenizer,
+    /// Or why there is none: prompts with completions need no template.
+    chat: std::result::Result<ChatEncoder, String>,
+}
+
+impl Conversations {
+    /// For the tokenizer and the template of a run.
+    pub(crate) fn new(config: &RunConfig, base: &Path, tokenizer: Option<&Tokenizer>) -> Result<Self> {
+        let Some(tokenizer) = tokenizer.cloned() else {
+            let reason = "a tokenizer is needed to write conversations as ids; give one, or a model.from that has one";
+            return Err(Error::config("tokenizer.path", "(missing)", reason));
+        };
+        let chat = match &config.tokenizer.chat_template {
+            None => tokenizer.chat_encoder().map_err(|error| format!("{error}; or set tokenizer.chat_template")),
+            Some(given) => {
+                let template = template_text(given, base)?;
+                let encoder = tokenizer.chat_encoder_with(&template);
+                Ok(encoder.map_err(|e| Error::config("tokenizer.chat_template", given, e.to_string()))?)
+            }
+        };
+        Ok(Self { tokenizer, chat })
+    }
+
+    /// The tokenizer with the template that the run renders by.
+    pub(crate) fn with_template(&self, tokenizer: Tokenizer) -> Tokenizer {
+        match &self.chat {
+            Ok(chat) if tokenizer.chat_template() != Some(chat.template()) => {
+                tokenizer.with_chat_template(chat.template())
+            }
+            _ => tokenizer,
+        }
+    }
+
+    /// Opens, or prepares first, the examples of a run: to train on and to validate.
+    pub(crate) fn open(
+        &self,
+        config: &RunConfig,
+        base: &Path,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<(TokenDataset, Option<TokenDataset>)> {
+        let data = &config.data;
+        let fraction = data.valid_fraction;
+        let (train, held_out) = self.prepare("data.train", &data.train, config, base, fraction, progress)?;
+        let valid = match data.valid.as_slice() {
+            [] => held_out,
+            paths => Some(self.prepare("data.valid", paths, config, base, 0.0, progress)?.0),
+        };
+        Ok((train, valid))
+    }
+
+    fn prepare(
+        &self,
+        key: &str,
+        paths: &[PathBuf],
+        config: &RunConfig,
+        base: &Path,
+        valid_fraction: f64,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<(TokenDataset, Option<TokenDataset>)> {
+        let shown = format!("{paths:?}");
+        let found: Vec<PathBuf> = paths.iter().map(|path| RunConfig::at(base, path)).collect();
+        if let Some(missing) = found.iter().find(|path| !path.exists()) {
+            let reason = format!("{}: there is no such file or folder", missing.display());
+            return Err(Error::config(key, shown, reason));
+        }
+        let prepared = found.iter().filter(|path| path.join("index.json").is_file()).count();
+        if prepared == found.len() && valid_fraction == 0.0 {
+            let dataset = TokenDataset::open(&found)?;
+            if dataset.examples().is_none() {
+                let reason = "was prepared as text, not as examples; name the jsonl or parquet files themselves";
+                return Err(Error::config(key, shown, reason));
+            }
+            return Ok((dataset, None));
+        }
+        if prepared > 0 {
+            let reason = "mixes prepared folders with files, or has its examples divided already; name the files alone";
+            return Err(Error::config(key, shown, reason));
+        }
+        let options = ChatOptions {
+            train_on: match config.objective.train_on {
+                TrainOnSetting::Assistant => TrainOn::Assistant,
+                TrainOnSetting::Last => TrainOn::Last,
+                TrainOnSetting::All => TrainOn::All,
+            },
+            max_tokens: Some(config.data.context_length + 1),
+            too_long: match config.data.too_long {
+                TooLongSetting::Drop => TooLong::Drop,
+                TooLongSetting::Error => TooLong::Error,
+                TooLongSetting::TruncateEnd => TooLong::TruncateEnd,
+            },
+            valid_fraction,
+            ..ChatOptions::default()
+        };
+        let cache = ChatCacheOptions { root: base.join(".tallow-cache"), prepare: options };
+        let mut last: Option<Instant> = None;
+        let cached = cached_prepare_chat(&found, self, &cache, &mut |p| {
+            if last.is_none_or(|last| last.elapsed() >= PROGRESS_EVERY) {
+                last = Some(Instant::now());
+                progress(&format!("preparing {key}: {} examples, {}", p.documents, format_bytes(p.bytes)));
+            }
+        })
+        .map_err(|error| Error::config(key, shown, error.to_string()))?;
+        let valid = cached.valid.map(|path| TokenDataset::open(&[path])).transpose()?;
+        Ok((TokenDataset::open(&[cached.train])?, valid))
+    }
+}
+
+/// The text of a template file, or the name of a built-in template.
+fn template_text(given: &str, base: &Path) -> Result<String> {
+    let path = RunConfig::at(base, Path::new(given));
+    if path.is_file() {
+        return std::fs::read_to_string(&path).map_err(|e| Error::io(path, e));
+    }
+    if given.contains(['/', '.']) && !given.contains("{{") && !given.contains("{%") {
+        let reason = format!("{}: there is no such file", path.display());
+        return Err(Error::config("tokenizer.chat_template", given, reason));
+    }
+    Ok(given.to_owned())
+}
+
+/// What was left out of a dataset, in words.
+pub(crate) fn left_out(key: &str, dataset: &TokenDataset) -> Vec<String> {
+    let mut lines = vec![];
+    if let Some(index) = dataset.examples() {
+        let counts = [
+            (index.dropped, "were longer than data.context_length and are left out (data.too_long)"),
+            (index.truncated, "were longer than data.context_length and are cut short (data.too_long)"),
+            (index.nothing_learnt, "teach nothing and are left out"),
+            (index.refused, "are refused by the chat template and left out"),
+        ];
+        for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
+            lines.push(format!("note: {key}: {} examples {what}", format_count(*count)));
+        }
+    }
+    lines
+}
+
+impl EncodeChat for Conversations {
+    fn encode_chat(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+        wanted: &dyn Fn(usize) -> bool,
+    ) -> tallow_data::Result<EncodedChat> {
+        let encode = |error: Box<dyn std::error::Error + Send + Sync>| tallow_data::Error::Encode { source: error };
+        let chat = self.chat.as_ref().map_err(|reason| encode(reason.clone().into()))?;
+        let options = RenderOptions { tools: tools.cloned(), ..RenderOptions::default() };
+        chat.encode_spans(messages, &options, wanted).map_err(|e| encode(Box::new(e)))
+    }
+
+    fn encode_completion(&self, prompt: &str, completion: &str) -> tallow_data::Result<EncodedChat> {
+        let encode = |error: Box<dyn std::error::Error + Send + Sync>| tallow_data::Error::Encode { source: error };
+        let Some(eos) = self.tokenizer.eos_id() else {
+            return Err(encode("the tokenizer has no end-of-text token to put behind a completion".into()));
+        };
+        let front = EncodeOptions { add_bos: self.tokenizer.adds_bos(), ..EncodeOptions::default() };
+        let mut ids = self.tokenizer.encode_with(prompt, front).map_err(|e| encode(Box::new(e)))?;
+        let begin = ids.len();
+        ids.extend(self.tokenizer.encode(completion, false).map_err(|e| encode(Box::new(e)))?);
+        ids.push(eos);
+        let end = ids.len();
+        Ok(EncodedChat { ids, spans: vec![(1, begin..end)] })
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.tokenizer.vocab_size()
+    }
+
+    fn fingerprint(&self) -> String {
+        match &self.chat {
+            Ok(chat) => chat.fingerprint(),
+            Err(_) => self.tokenizer.fingerprint(),
+        }
+    }
+
+    fn tokenizer_fingerprint(&self) -> String {
+        self.tokenizer.fingerprint()
+    }
+}
