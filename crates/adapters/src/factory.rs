@@ -22,7 +22,8 @@ impl<'a> AdapterFactory<'a> {
     /// The adapter's weights beside `base`, in the order of [`AdapterPlan::specs_of`].
     fn adapter(&self, module: &str, base: &ParamSpec) -> Result<Option<(LoraWeights, Option<Weight>)>> {
         let Some(adapted) = self.plan.modules.get(module) else { return Ok(None) };
-        let weights = self.plan.specs_of(module, base).iter().map(|spec| self.inner.weight(spec)).collect::<Result<Vec<_>>>()?;
+        let weights =
+            self.plan.specs_of(module, base).iter().map(|spec| self.inner.weight(spec)).collect::<Result<Vec<_>>>()?;
         let mut weights = weights.into_iter();
         match (weights.next(), weights.next()) {
             (Some(a), Some(b)) => Ok(Some((LoraWeights { a, b, scale: adapted.scale }, weights.next()))),

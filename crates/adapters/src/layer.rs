@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use candle_core::Tensor;
 use tallow_nn::{Embedding, Error, ForwardContext, Head, HeadMatrix, Linear, LinearSpec, Lookup, Projection, Result};
 use tallow_ops::{
-    LoraWeights, Weight, composed_of, embedding, linear, lora_linear, merge_lora, merged_norms, scale_outputs, stream_of,
+    LoraWeights, Weight, composed_of, embedding, linear, lora_linear, merge_lora, merged_norms, scale_outputs,
+    stream_of,
 };
 
 /// `y = x W^T + b + s (x A^T) B^T`, and with magnitudes `m` DoRA's `m / |W + s B A| (x W^T + s (x A^T) B^T) + b`, where the

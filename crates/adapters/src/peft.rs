@@ -59,7 +59,10 @@ impl PeftAdapter {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(ADAPTER_CONFIG);
         if !path.is_file() {
-            return Err(Error::files(dir, format!("has no {ADAPTER_CONFIG}, so it is no PEFT adapter; give the folder that has it")));
+            return Err(Error::files(
+                dir,
+                format!("has no {ADAPTER_CONFIG}, so it is no PEFT adapter; give the folder that has it"),
+            ));
         }
         let size = std::fs::metadata(&path).map_or(0, |m| m.len());
         if size > MAX_CONFIG {
@@ -123,7 +126,10 @@ impl PeftAdapter {
         for (key, value) in &self.config {
             let key = key.as_str();
             if key == "bias" && value != "none" {
-                return Err(Error::files(path, format!("`bias` is {value}: trained biases are not supported, only \"none\"")));
+                return Err(Error::files(
+                    path,
+                    format!("`bias` is {value}: trained biases are not supported, only \"none\""),
+                ));
             }
             // How far a pattern's layers are told by their own names is seen from the tensors.
             let ignorable = known.contains(&key) || WITHOUT_EFFECT.contains(&key) || !says_something(value);
@@ -144,7 +150,10 @@ impl PeftAdapter {
         let (mut modules, mut saved, mut used) = (BTreeMap::new(), HashSet::new(), HashSet::new());
         for name in self.tensors.names() {
             let Some(inner) = name.strip_prefix(PREFIX) else {
-                return Err(Error::files(file, format!("tensor `{name}` does not begin with `{PREFIX}`, as PEFT's do")));
+                return Err(Error::files(
+                    file,
+                    format!("tensor `{name}` does not begin with `{PREFIX}`, as PEFT's do"),
+                ));
             };
             if let Some(at) = inner.rfind(".lora_") {
                 let (module, part) = (&inner[..at], &inner[at + 1..]);
@@ -193,12 +202,16 @@ impl PeftAdapter {
         let embedding = name.ends_with("lora_embedding_A");
         let shape = self.tensors.info(name).map(|info| info.shape.clone()).unwrap_or_default();
         let (&[rank, d_in], &[rows, columns]) = (shape.as_slice(), spec.shape.as_slice()) else {
-            return Err(Error::files(file, format!("tensor `{name}` is {shape:?}, not a matrix, or its module has none")));
+            return Err(Error::files(
+                file,
+                format!("tensor `{name}` is {shape:?}, not a matrix, or its module has none"),
+            ));
         };
         let dims = if embedding { (rows, columns) } else { (columns, rows) };
         if d_in != dims.0 || rank == 0 {
             let made_for = self.base_model().map(|base| format!("; it was made for {base}")).unwrap_or_default();
-            let reason = format!("tensor `{name}` is {shape:?}, but `{module}` of this model takes {}{made_for}", dims.0);
+            let reason =
+                format!("tensor `{name}` is {shape:?}, but `{module}` of this model takes {}{made_for}", dims.0);
             return Err(Error::files(file, reason));
         }
         let alpha = self.pattern("alpha_pattern", module)?.or(self.number("lora_alpha"));
@@ -238,7 +251,9 @@ impl PeftAdapter {
             wanted.insert(name);
         }
         match used.iter().find(|name| !wanted.contains(*name)) {
-            Some(name) => Err(Error::files(file, format!("tensor `{name}` would be ignored: its other half is missing"))),
+            Some(name) => {
+                Err(Error::files(file, format!("tensor `{name}` would be ignored: its other half is missing")))
+            }
             None => Ok(()),
         }
     }

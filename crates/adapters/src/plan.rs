@@ -38,10 +38,8 @@ pub struct AdapterPlan {
 
 /// The module that a matrix belongs to, if an adapter can stand beside it.
 fn module_of(spec: &ParamSpec) -> Option<&str> {
-    let adaptable = matches!(
-        spec.role,
-        Role::Qkv | Role::AttnOut | Role::MlpIn | Role::MlpOut | Role::Head | Role::Embed
-    );
+    let adaptable =
+        matches!(spec.role, Role::Qkv | Role::AttnOut | Role::MlpIn | Role::MlpOut | Role::Head | Role::Embed);
     (adaptable && spec.shape.len() == 2).then(|| spec.name.strip_suffix(".weight")).flatten()
 }
 
@@ -57,7 +55,11 @@ impl AdapterPlan {
         let all: Vec<&str> = specs.iter().filter_map(|s| s.name.rsplit_once('.').map(|(module, _)| module)).collect();
         if let Targets::Names(patterns) = &config.targets {
             if patterns.is_empty() {
-                return Err(Error::config("targets", "[]", "names nothing; e.g. \"all-linear\" or [\"q_proj\", \"v_proj\"]"));
+                return Err(Error::config(
+                    "targets",
+                    "[]",
+                    "names nothing; e.g. \"all-linear\" or [\"q_proj\", \"v_proj\"]",
+                ));
             }
             check_known("targets", patterns, &known)?;
         }
@@ -167,7 +169,8 @@ impl AdapterPlan {
 fn adapted(config: &LoraConfig, module: &str, spec: &ParamSpec) -> Result<Adapted> {
     let of = |patterns: Vec<&String>| patterns.into_iter().find(|pattern| names(pattern, module)).cloned();
     let rank = of(config.ranks.keys().collect()).and_then(|key| config.ranks.get(&key)).copied().unwrap_or(config.rank);
-    let alpha = of(config.alphas.keys().collect()).and_then(|key| config.alphas.get(&key)).copied().unwrap_or(config.alpha);
+    let alpha =
+        of(config.alphas.keys().collect()).and_then(|key| config.alphas.get(&key)).copied().unwrap_or(config.alpha);
     let embedding = spec.role == Role::Embed;
     let (d_out, d_in) = if embedding { (spec.shape[1], spec.shape[0]) } else { (spec.shape[0], spec.shape[1]) };
     let most = d_in.min(d_out);
@@ -176,10 +179,18 @@ fn adapted(config: &LoraConfig, module: &str, spec: &ParamSpec) -> Result<Adapte
         return Err(Error::config("rank", rank, reason));
     }
     if embedding && config.dora {
-        return Err(Error::config("targets", module, "an embedding has no DoRA here; leave it out, or set kind = \"lora\""));
+        return Err(Error::config(
+            "targets",
+            module,
+            "an embedding has no DoRA here; leave it out, or set kind = \"lora\"",
+        ));
     }
     if spec.role == Role::Head && config.dora {
-        return Err(Error::config("targets", module, "the head has no DoRA here; leave it out, or set kind = \"lora\""));
+        return Err(Error::config(
+            "targets",
+            module,
+            "the head has no DoRA here; leave it out, or set kind = \"lora\"",
+        ));
     }
     let scale = if config.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
     let stored_transposed = spec.stored_transposed;

@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    bench, chat, completions, data, doctor, finetune, generate, merge, plan, pretrain, quickstart, reference, score, tokenizer,
+    bench, chat, completions, data, doctor, finetune, generate, merge, plan, pretrain, quickstart, reference, score,
+    tokenizer,
 };
 
 /// From raw text to a model that writes: tokenizer, data, training, generation, in one binary.

@@ -1,10 +1,12 @@
 //! What a model is fed: rows, and batches of them.
 
+use crate::Span;
+
 /// The target where nothing is to be predicted.
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
-/// One row of `T` tokens (`T` is the loader's context length). All lists have `T` entries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// One row of `T` tokens (`T` is the loader's context length). All lists have `T` entries, `weights` perhaps none.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     /// Token ids; 0 where the row is padded.
     pub input_ids: Vec<u32>,
@@ -16,8 +18,12 @@ pub struct Row {
     /// Index in the row of the first token of the same document: token `i` may see `doc_start[i]..=i`. Padding is a
     /// document of its own.
     pub doc_start: Vec<u32>,
+    /// How much each target counts, 0 where it is [`IGNORE_INDEX`]. Empty if all that are not count 1.
+    pub weights: Vec<f32>,
     /// Targets that are not [`IGNORE_INDEX`].
     pub num_targets: usize,
+    /// Sum of the weights of these targets: what a loss is normalised by.
+    pub weight_sum: f64,
 }
 
 impl Row {
@@ -26,7 +32,9 @@ impl Row {
         self.targets.clear();
         self.positions.clear();
         self.doc_start.clear();
+        self.weights.clear();
         self.num_targets = 0;
+        self.weight_sum = 0.0;
     }
 
     /// Number of positions filled so far.
@@ -40,9 +48,40 @@ impl Row {
         tokens.extend_into(&mut self.input_ids);
         next.extend_into(&mut self.targets);
         self.num_targets += next.len();
+        self.weight_sum += next.len() as f64;
         self.targets.resize(self.input_ids.len(), IGNORE_INDEX);
         self.positions.extend(0..len as u32);
         self.doc_start.resize(self.input_ids.len(), start);
+    }
+
+    /// Appends an example: all of its tokens but the last are inputs, those in `spans` are targets.
+    pub(crate) fn push_example(&mut self, tokens: crate::Tokens<'_>, spans: impl Iterator<Item = Span>) {
+        let Some(inputs) = tokens.len().checked_sub(1).and_then(|n| tokens.slice(0..n)) else { return };
+        let start = self.len();
+        inputs.extend_into(&mut self.input_ids);
+        self.targets.resize(self.len(), IGNORE_INDEX);
+        self.positions.extend(0..inputs.len() as u32);
+        self.doc_start.resize(self.len(), start as u32);
+        if !self.weights.is_empty() {
+            self.weights.resize(self.len(), 0.0);
+        }
+        for Span { tokens: span, weight } in spans.filter(|s| s.weight > 0.0) {
+            let span = span.start.max(1) as usize..span.end as usize;
+            let Some(learnt) = tokens.slice(span.clone()) else { continue };
+            // Token `i` is the target of input `i - 1`.
+            let places = start + span.start - 1..start + span.end - 1;
+            if weight != 1.0 && self.weights.is_empty() {
+                self.weights = ones(&self.targets);
+            }
+            for (target, id) in self.targets[places.clone()].iter_mut().zip(learnt.iter()) {
+                *target = id;
+            }
+            if !self.weights.is_empty() {
+                self.weights[places].fill(weight);
+            }
+            self.num_targets += learnt.len();
+            self.weight_sum += f64::from(weight) * learnt.len() as f64;
+        }
     }
 
     /// Fills the row up to `context` positions that nothing is learnt from.
@@ -52,11 +91,19 @@ impl Row {
         self.targets.resize(context, IGNORE_INDEX);
         self.doc_start.resize(context, start);
         self.positions.extend(0..context as u32 - start);
+        if !self.weights.is_empty() {
+            self.weights.resize(context, 0.0);
+        }
     }
 }
 
-/// Rows one behind another: each list is `[batch, context]`, row-major.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The weights of targets that all count 1.
+fn ones(targets: &[u32]) -> Vec<f32> {
+    targets.iter().map(|&t| if t == IGNORE_INDEX { 0.0 } else { 1.0 }).collect()
+}
+
+/// Rows one behind another: each list is `[batch, context]`, row-major; `weights` perhaps empty.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Rows.
     pub batch: usize,
@@ -70,8 +117,12 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Starts of documents within each row, see [`Row::doc_start`].
     pub doc_start: Vec<u32>,
+    /// Weights of targets, see [`Row::weights`]. Empty if every target of every row counts 1.
+    pub weights: Vec<f32>,
     /// Targets that are not [`IGNORE_INDEX`], over all rows.
     pub num_targets: usize,
+    /// Sum of the weights of these targets: what a loss is normalised by. `num_targets` where `weights` is empty.
+    pub weight_sum: f64,
 }
 
 impl Batch {
@@ -84,16 +135,27 @@ impl Batch {
             targets: list(),
             positions: list(),
             doc_start: list(),
+            weights: vec![],
             num_targets: 0,
+            weight_sum: 0.0,
         }
     }
 
     pub(crate) fn push(&mut self, row: &Row) {
+        if self.weights.is_empty() && !row.weights.is_empty() {
+            self.weights = ones(&self.targets);
+        }
+        if !row.weights.is_empty() {
+            self.weights.extend_from_slice(&row.weights);
+        } else if !self.weights.is_empty() {
+            self.weights.extend(ones(&row.targets));
+        }
         self.batch += 1;
         self.input_ids.extend_from_slice(&row.input_ids);
         self.targets.extend_from_slice(&row.targets);
         self.positions.extend_from_slice(&row.positions);
         self.doc_start.extend_from_slice(&row.doc_start);
         self.num_targets += row.num_targets;
+        self.weight_sum += row.weight_sum;
     }
 }

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use crate::chat::EncodeChat;
 use crate::encode::Encode;
 use crate::hash::sha256_parts;
-use crate::prepare::{Claim, PrepareOptions, Progress, TRAIN, prepare_claimed};
-use crate::read;
+use crate::prepare::{
+    ChatOptions, Claim, PrepareOptions, Progress, TRAIN, VALID, prepare_chat_claimed, prepare_claimed,
+};
+use crate::read::{self, Wanted};
 use crate::shard::{SplitIndex, VERSION};
 use crate::{Error, Result};
 
@@ -35,25 +38,68 @@ pub fn cached_prepare(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<PathBuf> {
     let options = PrepareOptions { valid_fraction: 0.0, overwrite: true, ..cache.prepare.clone() };
-    let key = key(inputs, encoder, &options)?;
-    let out_dir = cache.root.join(&key[..32]);
-    let train = out_dir.join(TRAIN);
-    if SplitIndex::read(&train).is_ok() {
-        return Ok(train);
-    }
-    let claim = Claim::wait(&out_dir)?;
-    if SplitIndex::read(&train).is_ok() {
-        return Ok(train);
-    }
-    prepare_claimed(inputs, encoder, claim, &options, progress)?;
-    Ok(train)
-}
-
-fn key(inputs: &[PathBuf], encoder: &dyn Encode, options: &PrepareOptions) -> Result<String> {
     let described =
         format!("{VERSION} {options:?} {} {:?}", encoder.vocab_size(), (encoder.eos_id(), encoder.bos_id()));
-    let mut parts = vec![described.into_bytes(), encoder.fingerprint().into_bytes()];
-    for path in read::input_paths(inputs)? {
+    let key = key(inputs, Wanted::Anything, described, encoder.fingerprint())?;
+    let make = |claim| prepare_claimed(inputs, encoder, claim, &options, progress).map(drop);
+    Ok(find_or_make(&cache.root, &key, make)?.join(TRAIN))
+}
+
+/// Where prepared folders of examples are kept, and how they are made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatCacheOptions {
+    /// The folder of all of them; text may lie in the same one.
+    pub root: PathBuf,
+    /// How examples are prepared. `overwrite` plays no part.
+    pub prepare: ChatOptions,
+}
+
+/// The folders of [`cached_prepare_chat`]. What was left out of them is said by
+/// [`TokenDataset::examples`](crate::TokenDataset::examples), also where they were prepared long ago.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedChat {
+    /// The training split.
+    pub train: PathBuf,
+    /// The held-out split, with a `valid_fraction`.
+    pub valid: Option<PathBuf>,
+}
+
+/// As [`cached_prepare`], of examples.
+///
+/// # Errors
+/// As [`prepare_chat`](crate::prepare_chat).
+pub fn cached_prepare_chat(
+    inputs: &[PathBuf],
+    encoder: &dyn EncodeChat,
+    cache: &ChatCacheOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<CachedChat> {
+    let options = ChatOptions { overwrite: true, ..cache.prepare.clone() };
+    let described = format!("{VERSION} {options:?} {} {}", encoder.vocab_size(), encoder.tokenizer_fingerprint());
+    let key = key(inputs, Wanted::Records, described, encoder.fingerprint())?;
+    let make = |claim| prepare_chat_claimed(inputs, encoder, claim, &options, progress).map(drop);
+    let dir = find_or_make(&cache.root, &key, make)?;
+    let valid = Some(dir.join(VALID)).filter(|_| options.valid_fraction > 0.0);
+    Ok(CachedChat { train: dir.join(TRAIN), valid })
+}
+
+/// The folder of a key, made now if it is not there.
+fn find_or_make(root: &Path, key: &str, make: impl FnOnce(Claim) -> Result<()>) -> Result<PathBuf> {
+    let out_dir = root.join(&key[..32]);
+    let train = out_dir.join(TRAIN);
+    if SplitIndex::read(&train).is_ok() {
+        return Ok(out_dir);
+    }
+    let claim = Claim::wait(&out_dir)?;
+    if SplitIndex::read(&train).is_err() {
+        make(claim)?;
+    }
+    Ok(out_dir)
+}
+
+fn key(inputs: &[PathBuf], wanted: Wanted, described: String, fingerprint: String) -> Result<String> {
+    let mut parts = vec![described.into_bytes(), fingerprint.into_bytes()];
+    for path in read::input_paths(inputs, wanted)? {
         parts.push(file_key(&path).map_err(|e| Error::io(&path, e))?);
     }
     Ok(sha256_parts(parts.iter().map(Vec::as_slice)))

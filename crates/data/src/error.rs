@@ -26,6 +26,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A file that was named itself is plain text where records are wanted.
+    #[error("{}: plain text holds no records to make examples of; give .jsonl, .ndjson or .parquet (also with .gz or .zst)", path.display())]
+    NotRecords {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is no file to read in all inputs.
     #[error("no readable file in {inputs}; known are {KNOWN_EXTENSIONS}{skipped}")]
     NothingReadable {
@@ -44,6 +50,44 @@ pub enum Error {
         /// What was skipped, or nothing.
         hint: String,
     },
+    /// Files were read, but no example is left of them.
+    #[error("no example in {inputs}: {files} files hold none that can be learnt from{hint}")]
+    NoExamples {
+        /// The inputs, joined.
+        inputs: String,
+        /// Files read.
+        files: u64,
+        /// What was left out, or nothing.
+        hint: String,
+    },
+    /// An example that cannot be learnt from as it is.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Example {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line of text, or row of a table.
+        line: u64,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// Examples that are longer than a row, where each must stay whole.
+    #[error(
+        "{examples} examples are longer than a row of {context} tokens (document {document} has {longest} tokens); set          context_length to {needed} or more, or prepare them again with max_tokens = {limit}"
+    )]
+    LongExamples {
+        /// How many.
+        examples: u64,
+        /// Tokens a row.
+        context: usize,
+        /// The document that is the longest.
+        document: u64,
+        /// Its tokens.
+        longest: u64,
+        /// The context that holds it.
+        needed: u64,
+        /// The most tokens that the row could hold.
+        limit: usize,
+    },
     /// A malformed record, where the policy is to stop at the first one.
     #[error("{}, line {line}: {reason}; repair it, or use on_malformed = \"report\" to skip and count such records", path.display())]
     Malformed {
@@ -57,7 +101,7 @@ pub enum Error {
     /// More records are malformed than the policy lets pass.
     #[error(
         "{malformed} of {records} records are malformed, more than {percent}% (max_malformed_fraction); the first: {first}. \
-         Check the `field` option and the files, or use on_malformed = \"skip\" to keep the rest"
+         Check the files and the `field` or `shape` option, or use on_malformed = \"skip\" to keep the rest"
     )]
     TooManyMalformed {
         /// Malformed records.

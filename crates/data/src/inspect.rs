@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::hash::sha256_file;
 use crate::prepare::{TRAIN, VALID};
-use crate::shard::{INDEX_FILE, MappedShard};
+use crate::shard::{INDEX_FILE, MappedShard, MappedSpans};
 use crate::{Result, SplitIndex, TokenDataset};
 
 /// What a split's folder holds, for people.
@@ -20,6 +20,8 @@ pub struct SplitInspection {
     pub lengths: Vec<LengthBucket>,
     /// Shortest, middle and longest document in tokens.
     pub shortest_median_longest: [u64; 3],
+    /// Tokens that are learnt: see [`TokenDataset::num_targets`].
+    pub num_targets: u64,
     /// Bytes of text per predicted token, see [`TokenDataset::bytes_per_token`].
     pub bytes_per_token: f64,
     /// The first documents, each cut to the wanted length; for the caller to decode.
@@ -74,12 +76,13 @@ fn inspect_split(dir: &Path, documents: usize, tokens: usize) -> Result<SplitIns
         let document = dataset.document(i)?;
         first_documents.push(document.iter().take(tokens).collect());
     }
-    let bytes_per_token = dataset.bytes_per_token();
+    let (num_targets, bytes_per_token) = (dataset.num_targets(), dataset.bytes_per_token());
     Ok(SplitInspection {
         path: dir.to_owned(),
         index,
         lengths,
         shortest_median_longest,
+        num_targets,
         bytes_per_token,
         first_documents,
     })
@@ -92,21 +95,21 @@ pub struct Verification {
     pub shards: usize,
     /// Their bytes, as their indices have them.
     pub bytes: u64,
-    /// What is wrong, one entry a shard; empty if all is well.
+    /// What is wrong, one entry a file; empty if all is well.
     pub damaged: Vec<Damage>,
 }
 
-/// A shard that is not what was written.
+/// A shard, or the spans of one, that is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Damage {
-    /// The shard.
+    /// The file.
     pub path: PathBuf,
     /// What is wrong.
     pub reason: String,
 }
 
 /// Reads every shard of a split's folder (or of the splits in a folder) and compares it with its index: SHA-256,
-/// structure, and that every token is inside the vocabulary.
+/// structure, that every token is inside the vocabulary, and that spans are inside their documents.
 ///
 /// # Errors
 /// If an index cannot be read, or the system refuses. Damaged shards are no error but listed.
@@ -118,21 +121,41 @@ pub fn verify(dir: &Path) -> Result<Verification> {
             result.shards += 1;
             result.bytes += shard.bytes;
             let path = dir.join(&shard.file);
-            let reason = match sha256_file(&path) {
-                Err(e) => Some(e.to_string()),
-                Ok(found) if found == shard.sha256 => check(&path).err().map(|e| e.to_string()),
-                Ok(found) => {
-                    // The hash says that, the structure perhaps what.
-                    let detail = check(&path).err().map(|e| format!("; {e}")).unwrap_or_default();
-                    Some(format!("sha256 is {found}, was {} when it was written{detail}", shard.sha256))
-                }
-            };
-            result.damaged.extend(reason.map(|reason| Damage { path, reason }));
+            result.note(&path, &shard.sha256, || check(&path));
+            if let Some(spans) = &shard.spans {
+                result.bytes += spans.bytes;
+                let spans_path = dir.join(&spans.file);
+                result.note(&spans_path, &spans.sha256, || check_spans(&spans_path, &path));
+            }
         }
     }
     Ok(result)
 }
 
+impl Verification {
+    /// Looks at a file and notes what is wrong with it.
+    fn note(&mut self, path: &Path, sha256: &str, check: impl Fn() -> Result<()>) {
+        let reason = match sha256_file(path) {
+            Err(e) => Some(e.to_string()),
+            Ok(found) if found == sha256 => check().err().map(|e| e.to_string()),
+            Ok(found) => {
+                // The hash says that, the structure perhaps what.
+                let detail = check().err().map(|e| format!("; {e}")).unwrap_or_default();
+                Some(format!("sha256 is {found}, was {sha256} when it was written{detail}"))
+            }
+        };
+        self.damaged.extend(reason.map(|reason| Damage { path: path.to_owned(), reason }));
+    }
+}
+
 fn check(path: &Path) -> Result<()> {
     MappedShard::open(path)?.check_tokens()
+}
+
+/// Spans can only be judged by a shard that is whole; one that is not has an entry of its own.
+fn check_spans(path: &Path, shard: &Path) -> Result<()> {
+    match MappedShard::open(shard) {
+        Ok(shard) => MappedSpans::open(path, &shard).map(drop),
+        Err(_) => Ok(()),
+    }
 }

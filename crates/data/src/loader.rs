@@ -15,11 +15,17 @@
 //!
 //! # Padded rows
 //! Without packing a document of `L` tokens makes `ceil((L - 1) / T)` rows (only the first with `truncate`), each padded.
+//!
+//! # Examples
+//! Where the documents are examples ([`TokenDataset::examples`]) each stays whole, in one row, once an epoch: several a row
+//! packed by length (see `packing`), or one a row without packing. All tokens of an example but the last are inputs;
+//! targets are those in its spans. Rows are padded, and permuted anew for each epoch.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::packing::ExampleRows;
 use crate::permutation::{Permutation, mix};
 use crate::prefetch::Prefetch;
 use crate::shard::Tokens;
@@ -78,8 +84,12 @@ struct Inner {
     dataset: TokenDataset,
     options: LoaderOptions,
     rows: u64,
-    /// Padded rows: rows up to and with each document. Packed rows: empty.
+    /// Padded rows: rows up to and with each document. Else: empty.
     row_ends: Vec<u64>,
+    /// Rows of examples.
+    examples: Option<ExampleRows>,
+    /// Places that hold a token, in all rows.
+    filled: u64,
     /// Packed rows: the epoch that was asked for last.
     epoch: Mutex<Option<Arc<Epoch>>>,
 }
@@ -106,7 +116,7 @@ impl Loader {
     /// Rows of `dataset`.
     ///
     /// # Errors
-    /// If the context length is 0 or the dataset holds nothing to predict.
+    /// If the context length is 0, the dataset holds nothing to predict, or an example does not fit into a row.
     pub fn new(dataset: TokenDataset, options: LoaderOptions) -> Result<Self> {
         let t = options.context_length;
         if t == 0 || t > 1 << 30 {
@@ -119,12 +129,31 @@ impl Loader {
         if tokens <= documents {
             return Err(Error::NoRows { tokens, documents });
         }
-        let row_ends = if options.packing { vec![] } else { padded_rows(&dataset, t as u64, options.truncate)? };
-        let rows = match options.packing {
-            true => (tokens - 1).div_ceil(t as u64),
-            false => row_ends.last().copied().unwrap_or(0),
+        let examples = match dataset.examples() {
+            None => None,
+            Some(_) if options.truncate => {
+                let way_out = "prepare them with max_tokens and too_long = \"truncate_end\"";
+                return Err(Error::option("truncate", true, format!("examples stay whole; {way_out}")));
+            }
+            Some(_) if !options.packing => Some(ExampleRows::padded(&dataset, t)?),
+            Some(_) if options.shuffle => Some(ExampleRows::best_fit(&dataset, t)?),
+            Some(_) => Some(ExampleRows::in_order(&dataset, t)?),
         };
-        Ok(Self { inner: Arc::new(Inner { dataset, options, rows, row_ends, epoch: Mutex::new(None) }) })
+        let mut row_ends = vec![];
+        let (rows, filled) = match &examples {
+            Some(examples) => (examples.len(), examples.filled()),
+            None if options.packing => {
+                let rows = (tokens - 1).div_ceil(t as u64);
+                (rows, tokens.min(rows * t as u64))
+            }
+            None => {
+                let filled;
+                (row_ends, filled) = padded_rows(&dataset, t as u64, options.truncate)?;
+                (row_ends.last().copied().unwrap_or(0), filled)
+            }
+        };
+        let epoch = Mutex::new(None);
+        Ok(Self { inner: Arc::new(Inner { dataset, options, rows, row_ends, examples, filled, epoch }) })
     }
 
     /// The dataset.
@@ -140,6 +169,11 @@ impl Loader {
     /// Rows of an epoch, `R`; at least 1.
     pub fn rows_per_epoch(&self) -> u64 {
         self.inner.rows
+    }
+
+    /// Share of the places in an epoch's rows that hold a token, the rest being padding; at most 1.
+    pub fn packing_efficiency(&self) -> f64 {
+        self.inner.filled as f64 / (self.inner.rows as f64 * self.inner.options.context_length as f64)
     }
 
     /// Bytes of text per predicted token, see [`TokenDataset::bytes_per_token`].
@@ -159,9 +193,10 @@ impl Loader {
             false => k,
         };
         row.clear();
-        match inner.options.packing {
-            true => inner.fill_packed(&*inner.epoch(epoch)?, r, row)?,
-            false => inner.fill_padded(r, row)?,
+        match &inner.examples {
+            Some(examples) => inner.fill_examples(examples, epoch, r, row)?,
+            None if inner.options.packing => inner.fill_packed(&*inner.epoch(epoch)?, r, row)?,
+            None => inner.fill_padded(r, row)?,
         }
         row.pad(inner.options.context_length);
         Ok(())
@@ -231,20 +266,24 @@ impl Loader {
     }
 }
 
-fn key(seed: u64, epoch: u64, purpose: u64) -> u64 {
+/// What a permutation is decided by.
+pub(crate) fn key(seed: u64, epoch: u64, purpose: u64) -> u64 {
     mix(mix(mix(seed) ^ epoch) ^ purpose)
 }
 
-/// Rows up to and with each document, one document a row.
-fn padded_rows(dataset: &TokenDataset, t: u64, truncate: bool) -> Result<Vec<u64>> {
-    let mut rows = 0;
+/// Rows up to and with each document, one document a row, and the places that all of them fill.
+fn padded_rows(dataset: &TokenDataset, t: u64, truncate: bool) -> Result<(Vec<u64>, u64)> {
+    let (mut rows, mut filled) = (0, 0);
     let mut ends = Vec::with_capacity(dataset.num_documents() as usize);
     for i in 0..dataset.num_documents() {
-        let pieces = dataset.document_len(i)?.saturating_sub(1).div_ceil(t);
-        rows += if truncate { pieces.min(1) } else { pieces };
+        let len = dataset.document_len(i)?;
+        let pieces = len.saturating_sub(1).div_ceil(t);
+        let pieces = if truncate { pieces.min(1) } else { pieces };
+        rows += pieces;
+        filled += len.min(pieces * t);
         ends.push(rows);
     }
-    Ok(ends)
+    Ok((ends, filled))
 }
 
 /// Inputs `from..from + len` of a document, and what they predict.
@@ -297,6 +336,15 @@ impl Inner {
         Ok(())
     }
 
+    /// Row `r` of an epoch's examples.
+    fn fill_examples(&self, rows: &ExampleRows, epoch: u64, r: u64, row: &mut Row) -> Result<()> {
+        for document in rows.row(r, self.options.seed, epoch) {
+            let (tokens, spans) = (self.dataset.document(document)?, self.dataset.spans(document)?);
+            row.push_example(tokens, spans.into_iter());
+        }
+        Ok(())
+    }
+
     /// Row `r` of the pieces of documents.
     fn fill_padded(&self, r: u64, row: &mut Row) -> Result<()> {
         let t = self.options.context_length;
@@ -313,10 +361,10 @@ impl Inner {
 
 impl TokenDataset {
     /// Every target once, in order and unshuffled, in packed rows of `context` tokens, `rows` rows a batch (fewer in the
-    /// last one): what an evaluation reads.
+    /// last one): what an evaluation reads. Examples stay whole.
     ///
     /// # Errors
-    /// If `rows` or `context` is 0 or the dataset holds nothing to predict.
+    /// If `rows` or `context` is 0, the dataset holds nothing to predict, or an example does not fit into a row.
     pub fn sequential(&self, context: usize, rows: usize) -> Result<Sequential> {
         if rows == 0 {
             return Err(Error::option("rows", rows, "must be at least 1"));

@@ -1,5 +1,7 @@
 //! Text files to token shards.
 
+mod chat;
+mod examples;
 mod output;
 mod pipeline;
 mod split;
@@ -12,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::encode::Encode;
 use crate::hash::sha256_file;
 use crate::read::{self, OnMalformed, ReadOptions, ReadReport, TextSplit};
-use crate::shard::{SourceEntry, SplitIndex, SplitWriter, VERSION};
+use crate::shard::{SourceEntry, Span, SplitIndex, SplitWriter, VERSION};
 use crate::{Error, Result};
+pub(crate) use chat::prepare_chat_claimed;
+pub use chat::{ChatOptions, ChatReport, LeftOut, NothingLearnt, Place, TooLong, prepare_chat};
 pub(crate) use output::Claim;
 use output::PartialDir;
 use pipeline::Pipeline;
@@ -85,12 +89,7 @@ impl PrepareOptions {
     }
 
     fn check(&self, encoder: &dyn Encode) -> Result<()> {
-        if !(0.0..=0.5).contains(&self.valid_fraction) {
-            return Err(Error::option("valid_fraction", self.valid_fraction, "must be in 0..=0.5, e.g. 0.01"));
-        }
-        if self.shard_tokens == 0 {
-            return Err(Error::option("shard_tokens", 0, "must be at least 1, e.g. 67108864"));
-        }
+        check_writing(self.valid_fraction, self.shard_tokens)?;
         let vocab = encoder.vocab_size();
         for (name, wanted, id) in
             [("append_eos", self.append_eos, encoder.eos_id()), ("prepend_bos", self.prepend_bos, encoder.bos_id())]
@@ -105,6 +104,16 @@ impl PrepareOptions {
         }
         Ok(())
     }
+}
+
+fn check_writing(valid_fraction: f64, shard_tokens: u64) -> Result<()> {
+    if !(0.0..=0.5).contains(&valid_fraction) {
+        return Err(Error::option("valid_fraction", valid_fraction, "must be in 0..=0.5, e.g. 0.01"));
+    }
+    if shard_tokens == 0 {
+        return Err(Error::option("shard_tokens", 0, "must be at least 1, e.g. 67108864"));
+    }
+    Ok(())
 }
 
 /// How far a preparation is.
@@ -135,6 +144,18 @@ pub struct SplitReport {
     pub text_bytes: u64,
     /// Shards.
     pub shards: usize,
+}
+
+impl SplitReport {
+    fn new(out_dir: &Path, name: &str, index: &SplitIndex) -> Self {
+        Self {
+            path: out_dir.join(name),
+            documents: index.num_documents,
+            tokens: index.num_tokens,
+            text_bytes: index.text_bytes,
+            shards: index.shards.len(),
+        }
+    }
 }
 
 /// What was prepared.
@@ -188,7 +209,13 @@ pub(crate) fn prepare_claimed(
     options.check(encoder)?;
     let partial = PartialDir::create(claim, options.overwrite)?;
     let plan = SplitPlan::choose(inputs, options)?;
-    let mut splits = Splits::create(partial.path(), encoder, options)?;
+    let layout = Layout {
+        vocab_size: encoder.vocab_size(),
+        shard_tokens: options.shard_tokens,
+        valid: options.valid_fraction > 0.0,
+        examples: false,
+    };
+    let mut splits = Splits::create(partial.path(), layout)?;
     let pipeline = Pipeline { encoder, plan: &plan, options };
     let read = pipeline.run(inputs, &mut splits, progress)?;
     if read.documents == 0 {
@@ -204,14 +231,8 @@ pub(crate) fn prepare_claimed(
     let base = index_base(encoder, options, &rule, sources);
     let (train, valid) = splits.finish(partial.path(), &base)?;
     let out_dir = partial.publish()?;
-    let report = |name: &str, index: SplitIndex| SplitReport {
-        path: out_dir.join(name),
-        documents: index.num_documents,
-        tokens: index.num_tokens,
-        text_bytes: index.text_bytes,
-        shards: index.shards.len(),
-    };
-    let (train, valid) = (report(TRAIN, train), valid.map(|v| report(VALID, v)).unwrap_or_default());
+    let train = SplitReport::new(&out_dir, TRAIN, &train);
+    let valid = valid.map(|v| SplitReport::new(&out_dir, VALID, &v)).unwrap_or_default();
     Ok(PrepareReport {
         documents: train.documents + valid.documents,
         train,
@@ -231,17 +252,28 @@ struct Splits {
     valid: Option<SplitWriter>,
 }
 
+/// What they write.
+#[derive(Clone, Copy)]
+struct Layout {
+    vocab_size: usize,
+    shard_tokens: u64,
+    valid: bool,
+    /// With spans beside the tokens.
+    examples: bool,
+}
+
 impl Splits {
-    fn create(dir: &Path, encoder: &dyn Encode, options: &PrepareOptions) -> Result<Self> {
-        let writer = |name| SplitWriter::create(&dir.join(name), encoder.vocab_size(), options.shard_tokens);
-        let valid = if options.valid_fraction > 0.0 { Some(writer(VALID)?) } else { None };
+    fn create(dir: &Path, layout: Layout) -> Result<Self> {
+        let Layout { vocab_size, shard_tokens, valid, examples } = layout;
+        let writer = |name| SplitWriter::create(&dir.join(name), vocab_size, shard_tokens, examples);
+        let valid = if valid { Some(writer(VALID)?) } else { None };
         Ok(Self { train: writer(TRAIN)?, valid })
     }
 
-    fn push(&mut self, valid: bool, tokens: &[u32], text_bytes: u64) -> Result<()> {
+    fn push(&mut self, valid: bool, tokens: &[u32], spans: &[Span], text_bytes: u64) -> Result<()> {
         match &mut self.valid {
-            Some(writer) if valid => writer.push(tokens, text_bytes),
-            _ => self.train.push(tokens, text_bytes),
+            Some(writer) if valid => writer.push(tokens, spans, text_bytes),
+            _ => self.train.push(tokens, spans, text_bytes),
         }
     }
 
@@ -283,6 +315,7 @@ fn index_base(encoder: &dyn Encode, options: &PrepareOptions, rule: &str, source
         split_rule: rule.to_owned(),
         shards: vec![],
         sources,
+        examples: None,
     }
 }
 

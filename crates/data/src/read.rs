@@ -8,25 +8,30 @@
 //!
 //! Each may have `.gz` (several members too) or `.zst` behind it, and is decoded as a stream.
 
+mod examples;
 mod files;
 mod jsonl;
 mod open;
 mod parquet;
+mod reader;
 mod report;
+mod rows;
 mod text;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+pub use examples::{ExampleOptions, Examples, examples};
 pub use files::SkippedFile;
-pub(crate) use files::join;
+pub(crate) use files::{Wanted, join};
 pub use report::{FileReport, Malformed, ReadReport};
 
 use crate::{Error, Result};
-use files::{InputFile, Kind};
+use files::Kind;
+pub(crate) use reader::Item;
+use reader::{Open, Reader, Record, Records};
 
 /// How a plain text file becomes documents.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,38 +125,6 @@ pub struct Document {
     pub line: u64,
 }
 
-/// What a file's reader comes to next.
-pub(crate) enum Record {
-    Document {
-        text: String,
-        line: u64,
-    },
-    /// A piece of a document that was longer than the limit.
-    Cut {
-        text: String,
-        line: u64,
-    },
-    Blank,
-    Malformed {
-        line: u64,
-        reason: String,
-    },
-    /// The file is a table without the wanted column.
-    WrongField {
-        reason: String,
-    },
-    /// Nothing more can be had from this file.
-    Damaged {
-        line: u64,
-        reason: String,
-    },
-}
-
-/// A reader of one file.
-pub(crate) trait Records: Send {
-    fn next_record(&mut self) -> Option<Record>;
-}
-
 /// The documents of `inputs`, in order: inputs as given, the contents of a folder by path, a file from its start.
 ///
 /// Folders are searched recursively, hidden entries (`.name`) and unknown extensions are left out and listed in the
@@ -161,162 +134,48 @@ pub(crate) trait Records: Send {
 /// At once if an option is wrong, an input is missing, a file named itself is of an unknown kind, or nothing can be
 /// read at all. Later, as an item, as [`OnMalformed`] says; the iterator ends behind an error.
 pub fn documents(inputs: &[PathBuf], options: ReadOptions) -> Result<Documents> {
-    options.check()?;
-    let found = files::find(inputs, options.keep_malformed)?;
-    let report = ReadReport {
-        skipped_files: found.skipped,
-        num_skipped_files: found.num_skipped,
-        keep: options.keep_malformed,
-        ..ReadReport::default()
-    };
-    let total = found.files.iter().map(|f| f.bytes).sum();
-    let files = found.files.into_iter();
-    Ok(Documents { options, files, current: None, report, input_bytes: total, read: Arc::default(), done: false })
+    let open: Open<String> = Box::new(|file, read, options| {
+        Ok(match file.kind {
+            Kind::Text => Box::new(text::TextRecords::new(open::stream(file, read)?, options)),
+            Kind::Jsonl => {
+                let field = jsonl::TextField(options.field.clone());
+                Box::new(jsonl::JsonRecords::new(open::stream(file, read)?, field, options))
+            }
+            Kind::Parquet => Box::new(parquet::ParquetRecords::new(open::seekable(file, read)?, options)),
+        })
+    });
+    Ok(Documents { reader: Reader::new(inputs, Wanted::Anything, options, open)? })
 }
 
-/// The files that [`documents`] would read, in order.
-pub(crate) fn input_paths(inputs: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    Ok(files::find(inputs, 10)?.files.into_iter().map(|f| f.path).collect())
-}
-
-struct Current {
-    path: Arc<PathBuf>,
-    records: Box<dyn Records>,
+/// The files that a reading would go through, in order.
+pub(crate) fn input_paths(inputs: &[PathBuf], wanted: Wanted) -> Result<Vec<PathBuf>> {
+    Ok(files::find(inputs, wanted, 10)?.files.into_iter().map(|f| f.path).collect())
 }
 
 /// Iterator over documents, see [`documents`].
 pub struct Documents {
-    options: ReadOptions,
-    files: std::vec::IntoIter<InputFile>,
-    current: Option<Current>,
-    report: ReadReport,
-    input_bytes: u64,
-    read: Arc<AtomicU64>,
-    done: bool,
+    reader: Reader<String>,
 }
 
 impl Documents {
     /// What has been read so far, and what could not be.
     pub fn report(&self) -> &ReadReport {
-        &self.report
+        self.reader.report()
     }
 
     /// The report, when reading is over.
     pub fn into_report(self) -> ReadReport {
-        self.report
+        self.reader.into_report()
     }
 
     /// Bytes on disk of all files to read, as they are (compressed or not).
     pub fn input_bytes(&self) -> u64 {
-        self.input_bytes
+        self.reader.input_bytes()
     }
 
     /// Bytes of them that have been read.
     pub fn input_bytes_read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    /// Opens the next file; `None` behind the last one.
-    fn open_next(&mut self) -> Option<Result<()>> {
-        let file = self.files.next()?;
-        let path = Arc::new(file.path.clone());
-        self.report.files.push(FileReport { path: file.path.clone(), bytes: file.bytes, ..FileReport::default() });
-        let opened = match file.kind {
-            Kind::Text => open::stream(&file, &self.read)
-                .map(|s| Box::new(text::TextRecords::new(s, &self.options)) as Box<dyn Records>),
-            Kind::Jsonl => open::stream(&file, &self.read)
-                .map(|s| Box::new(jsonl::JsonRecords::new(s, &self.options)) as Box<dyn Records>),
-            Kind::Parquet => open::seekable(&file, &self.read)
-                .map(|f| Box::new(parquet::ParquetRecords::new(f, &self.options)) as Box<dyn Records>),
-        };
-        match opened {
-            Ok(records) => self.current = Some(Current { path, records }),
-            Err(open::OpenError::Io(e)) => return Some(Err(Error::io(&file.path, e))),
-            Err(open::OpenError::Damaged(reason)) => return self.damaged(&path, 0, reason).map(Err).or(Some(Ok(()))),
-        }
-        Some(Ok(()))
-    }
-
-    /// Notes a malformed record; an error where the policy wants one.
-    fn malformed(&mut self, path: &Arc<PathBuf>, line: u64, reason: String) -> Option<Error> {
-        if self.options.on_malformed == OnMalformed::Error {
-            return Some(Error::Malformed { path: path.to_path_buf(), line, reason });
-        }
-        self.report.note_malformed(Malformed { path: path.to_path_buf(), line, reason });
-        None
-    }
-
-    fn damaged(&mut self, path: &Arc<PathBuf>, line: u64, reason: String) -> Option<Error> {
-        if self.options.on_malformed != OnMalformed::Skip {
-            return Some(Error::DamagedFile { path: path.to_path_buf(), line, reason });
-        }
-        self.report.damaged_files += 1;
-        let reason = format!("the file is damaged from here on: {reason}");
-        self.report.note_malformed(Malformed { path: path.to_path_buf(), line: line + 1, reason });
-        None
-    }
-
-    fn wrong_field(&mut self, path: &Arc<PathBuf>, reason: String) -> Option<Error> {
-        if self.options.on_malformed != OnMalformed::Skip {
-            return Some(Error::option("field", &self.options.field, format!("{}: {reason}", path.display())));
-        }
-        self.malformed(path, 1, format!("`{}`: {reason}", self.options.field))
-    }
-
-    /// The policy's last word, behind the last file.
-    fn finish(&mut self) -> Option<Error> {
-        let report = &self.report;
-        let (malformed, records) = (report.num_malformed, report.num_malformed + report.documents);
-        let limit = self.options.max_malformed_fraction;
-        if self.options.on_malformed == OnMalformed::Report && malformed as f64 > limit * records as f64 {
-            let first = report.malformed.first().map(ToString::to_string).unwrap_or_default();
-            return Some(Error::TooManyMalformed { malformed, records, percent: limit * 100.0, first });
-        }
-        None
-    }
-
-    fn step(&mut self) -> Option<Result<Document>> {
-        loop {
-            let Some(current) = &mut self.current else {
-                match self.open_next() {
-                    Some(Ok(())) => continue,
-                    Some(Err(e)) => return Some(Err(e)),
-                    None => return self.finish().map(Err),
-                }
-            };
-            let path = current.path.clone();
-            let failure = match current.records.next_record() {
-                None => {
-                    self.current = None;
-                    None
-                }
-                Some(Record::Blank) => {
-                    self.report.blank_documents += 1;
-                    None
-                }
-                Some(Record::Document { text, line }) => {
-                    self.report.note_document(text.len());
-                    return Some(Ok(Document { text, path, line }));
-                }
-                Some(Record::Cut { text, line }) => {
-                    self.report.cut_documents += 1;
-                    self.report.note_document(text.len());
-                    return Some(Ok(Document { text, path, line }));
-                }
-                Some(Record::Malformed { line, reason }) => self.malformed(&path, line, reason),
-                Some(Record::WrongField { reason }) => {
-                    self.current = None;
-                    self.wrong_field(&path, reason)
-                }
-                Some(Record::Damaged { line, reason }) => {
-                    self.current = None;
-                    self.damaged(&path, line, reason)
-                }
-            };
-            if let Some(failure) = failure {
-                return Some(Err(failure));
-            }
-        }
+        self.reader.input_bytes_read()
     }
 }
 
@@ -324,11 +183,7 @@ impl Iterator for Documents {
     type Item = Result<Document>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
-        }
-        let item = self.step();
-        self.done = !matches!(item, Some(Ok(_)));
-        item
+        let found = self.reader.next()?;
+        Some(found.map(|f| Document { text: f.item, path: f.path, line: f.line }))
     }
 }

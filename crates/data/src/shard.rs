@@ -14,15 +14,21 @@
 //! | then | `d` lengths as u64: bytes of text of document `i` |
 //!
 //! A document never crosses a shard's border.
+//!
+//! Where documents are examples of which only a part is learnt, each shard has a `shard-NNNNN.spans` beside it (see the
+//! module `spans`).
 
 mod index;
 mod map;
+mod spans;
 mod writer;
 
 pub(crate) use index::INDEX_FILE;
-pub use index::{ShardEntry, SourceEntry, SplitIndex};
+pub use index::{ExampleIndex, ShardEntry, SourceEntry, SpansEntry, SplitIndex};
 pub(crate) use map::MappedShard;
 pub use map::Tokens;
+pub(crate) use spans::MappedSpans;
+pub use spans::Span;
 pub(crate) use writer::SplitWriter;
 
 use std::path::Path;

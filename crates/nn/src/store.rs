@@ -275,7 +275,9 @@ fn take_packed(
     for spec in specs {
         let matrix = if (options.trainable)(&spec) { None } else { pack.pack(&spec, fill)? };
         match matrix {
-            Some(matrix) if spec.shape == [matrix.dims().0, matrix.dims().1] => packed.push(PackedParam { spec, matrix }),
+            Some(matrix) if spec.shape == [matrix.dims().0, matrix.dims().1] => {
+                packed.push(PackedParam { spec, matrix })
+            }
             Some(matrix) => {
                 let reason = format!("was packed as {:?} but is {:?}", matrix.dims(), spec.shape);
                 return Err(Error::Param { name: spec.name, reason });

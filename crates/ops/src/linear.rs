@@ -159,7 +159,10 @@ impl Backward for Linear {
     fn cost(&self) -> Cost {
         let (Dims { n, c, o }, size) = (self.dims, self.weight.dtype().size_in_bytes());
         match self.trained {
-            true => Cost { flops: (4 * n * c * o) as f64, bytes: (size * (2 * n * o + 2 * n * c + o * c) + 8 * o * c) as f64 },
+            true => Cost {
+                flops: (4 * n * c * o) as f64,
+                bytes: (size * (2 * n * o + 2 * n * c + o * c) + 8 * o * c) as f64,
+            },
             false => Cost { flops: (2 * n * c * o) as f64, bytes: (size * (n * o + n * c + o * c)) as f64 },
         }
     }

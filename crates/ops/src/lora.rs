@@ -66,12 +66,8 @@ pub fn lora_linear(
     }
     let x = dense(x)?;
     let dropped = dropped.map(dense).transpose()?;
-    let mut op = LoraLinear {
-        linear: Linear::new(weight, bias, dims, x.shape().clone()),
-        lora: lora.clone(),
-        r,
-        down: None,
-    };
+    let mut op =
+        LoraLinear { linear: Linear::new(weight, bias, dims, x.shape().clone()), lora: lora.clone(), r, down: None };
     let _span = trace::op("lora-linear", || op.forward_cost());
     let y = with_dtype!("lora_linear", x.dtype(), T => op.forward::<T>(&x, dropped.as_ref().unwrap_or(&x))?);
     let mut shape = x.dims().to_vec();
@@ -174,7 +170,11 @@ pub fn scale_outputs(x: &Tensor, magnitude: &Weight, norm: &Arc<Vec<f32>>, bias:
     let fits = |w: &Weight| w.shape().dims() == [o] && w.dtype() == x.dtype() && w.device().same_device(x.device());
     if x.dims().last() != Some(&o) || !fits(magnitude) || !bias.is_none_or(fits) {
         let (xs, ms) = (x.shape(), magnitude.shape());
-        bail!("scale_outputs: x {xs:?} {:?} and magnitude {ms:?} {:?}: expected [.., {o}] and [{o}] of one dtype", x.dtype(), magnitude.dtype())
+        bail!(
+            "scale_outputs: x {xs:?} {:?} and magnitude {ms:?} {:?}: expected [.., {o}] and [{o}] of one dtype",
+            x.dtype(),
+            magnitude.dtype()
+        )
     }
     if !on_cpu(x) {
         return composed_of("scale-outputs", &[x], |x| {
@@ -259,11 +259,7 @@ impl Backward for ScaleOutputs {
 ///
 /// # Errors
 /// If shapes do not fit, or those of `f`.
-pub fn merged_rows(
-    weight: &Weight,
-    lora: &LoraWeights,
-    f: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
-) -> Result<()> {
+pub fn merged_rows(weight: &Weight, lora: &LoraWeights, f: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
     let (ws, rs) = (weight.shape().dims(), lora.a.shape().dims());
     let (&[o, c], &[r, width]) = (ws, rs) else { bail!("merged_rows: weight {ws:?} and A {rs:?} are not matrices") };
     if width != c || lora.b.shape().dims() != [o, r] {
@@ -346,7 +342,10 @@ struct MergeLora {
 impl MergeLora {
     fn gradients<T: Scalar>(&self, dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
         let &Self { ref lora, o, c, r } = self;
-        let (a, mut b) = (lora.a.value()?.detach().contiguous()?, lora.b.value()?.detach().to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        let (a, mut b) = (
+            lora.a.value()?.detach().contiguous()?,
+            lora.b.value()?.detach().to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?,
+        );
         elementwise::scale(simd::level(), lora.scale as f32, &mut b);
         let b: Vec<T> = b.into_iter().map(T::from_f32).collect();
         let ((ds, dl), (als, all)) = (dy.storage_and_layout(), a.storage_and_layout());

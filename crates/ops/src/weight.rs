@@ -202,7 +202,9 @@ impl Packed {
     fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
         let (len, shape) = (rows.len() * self.matrix.dims().1, (rows.len(), self.matrix.dims().1));
         let size = self.dtype.size_in_bytes();
-        let _span = trace::op("unpack", || Cost::bytes(len * size + self.matrix.bytes() / self.matrix.dims().0.max(1) * shape.0));
+        let _span = trace::op("unpack", || {
+            Cost::bytes(len * size + self.matrix.bytes() / self.matrix.dims().0.max(1) * shape.0)
+        });
         let storage: CpuStorage = match self.dtype {
             DType::BF16 => {
                 let mut out = unspecified::<bf16>(len);

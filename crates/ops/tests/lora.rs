@@ -25,7 +25,13 @@ fn composed(x: &[Tensor]) -> Result<Tensor> {
 
 fn inputs(n: usize, c: usize, o: usize, r: usize) -> [Tensor; 5] {
     let scale = 1.0 / (c as f32).sqrt();
-    [random((n, c), 1, 1.0), random((o, c), 2, scale), random(o, 3, 1.0), random((r, c), 4, scale), random((o, r), 5, 0.5)]
+    [
+        random((n, c), 1, 1.0),
+        random((o, c), 2, scale),
+        random(o, 3, 1.0),
+        random((r, c), 4, scale),
+        random((o, r), 5, 0.5),
+    ]
 }
 
 #[test]
@@ -41,7 +47,9 @@ fn the_fused_op_matches_the_reference_on_both_tapes() {
                 DType::BF16 => (1.5e-2, 2e-2),
                 _ => LINEAR.f32,
             };
-            for (tape, (got, grads)) in [("ours", run_recorded(&fused, &inputs, &dy)), ("candle's", run(&fused, &inputs, &dy))] {
+            for (tape, (got, grads)) in
+                [("ours", run_recorded(&fused, &inputs, &dy)), ("candle's", run(&fused, &inputs, &dy))]
+            {
                 let what = format!("{n} x {c} -> {r} -> {o} {dtype:?} on {tape} tape");
                 assert_close(&what, &got, &want, forward);
                 for (i, (g, w)) in grads.iter().zip(&want_grads).enumerate() {
@@ -63,7 +71,8 @@ fn what_is_dropped_reaches_the_adapter_alone() {
         let lora = LoraWeights { a: x[3].clone().into(), b: x[4].clone().into(), scale: SCALE };
         lora_linear(&x[0], Some(&dropped(&x[0])?), &x[1].clone().into(), Some(&x[2].clone().into()), &lora)
     };
-    let composed = |x: &[Tensor]| reference::lora_linear(&x[0], &dropped(&x[0])?, &x[1], Some(&x[2]), (&x[3], &x[4], SCALE));
+    let composed =
+        |x: &[Tensor]| reference::lora_linear(&x[0], &dropped(&x[0])?, &x[1], Some(&x[2]), (&x[3], &x[4], SCALE));
     let dy = random((6, 5), 99, 1.0);
     let inputs = [x, w, bias, a, b];
     let (want, want_grads) = run(&composed, &inputs, &dy);
@@ -95,7 +104,8 @@ fn only_what_is_trained_gets_a_gradient() {
 fn scaled_outputs_match_the_reference() {
     let norm = Arc::new(values(&random(7, 9, 1.0)).into_iter().map(|x| x.abs() + 0.5).collect::<Vec<f32>>());
     for dtype in [DType::F32, DType::BF16] {
-        let inputs = [random((3, 4, 7), 1, 1.0), random(7, 2, 1.0), random(7, 3, 1.0)].map(|x| x.to_dtype(dtype).unwrap());
+        let inputs =
+            [random((3, 4, 7), 1, 1.0), random(7, 2, 1.0), random(7, 3, 1.0)].map(|x| x.to_dtype(dtype).unwrap());
         let wide = inputs.each_ref().map(|x| x.to_dtype(DType::F32).unwrap());
         let fused = |x: &[Tensor]| scale_outputs(&x[0], &x[1].clone().into(), &norm, Some(&x[2].clone().into()));
         let composed = |x: &[Tensor]| reference::scale_outputs(&x[0], &x[1], &norm, Some(&x[2]));
@@ -190,10 +200,8 @@ fn packed_weights_give_what_their_values_give() {
     let dense = Tensor::from_vec(dense, (o, c), &Device::Cpu).unwrap();
     let matrix = Arc::new(Eighths { columns: c, codes });
     for dtype in [DType::F32, DType::BF16] {
-        let (packed, frozen) = (
-            Weight::packed(matrix.clone(), dtype).unwrap(),
-            Weight::frozen(dense.to_dtype(dtype).unwrap()),
-        );
+        let (packed, frozen) =
+            (Weight::packed(matrix.clone(), dtype).unwrap(), Weight::frozen(dense.to_dtype(dtype).unwrap()));
         assert_eq!((packed.shape(), packed.dtype()), (frozen.shape(), dtype));
         let x = random((9, c), 1, 1.0).to_dtype(dtype).unwrap();
         let dy = random((9, o), 2, 1.0).to_dtype(dtype).unwrap();
@@ -212,7 +220,10 @@ fn packed_weights_give_what_their_values_give() {
         assert_eq!(loss(&packed), loss(&frozen));
     }
     let weight = Weight::packed(matrix, DType::F32).unwrap();
-    assert!(weight.rows(40..51).is_err() && Weight::packed(Arc::new(Eighths { columns: 1, codes: vec![1] }), DType::F16).is_err());
+    assert!(
+        weight.rows(40..51).is_err()
+            && Weight::packed(Arc::new(Eighths { columns: 1, codes: vec![1] }), DType::F16).is_err()
+    );
 }
 
 #[test]

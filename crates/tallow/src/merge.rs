@@ -66,7 +66,8 @@ pub fn merge(model: &str, adapter: &Path, text: &str) -> Result<Merged> {
     let (_, base_specs) = plan_params(|b| config.build(b))?;
     let plan = files.plan(&base_specs)?;
     if config.shape().tied && plan.modules().any(|(_, module)| module.embedding) {
-        let reason = "its adapter changes the embedding but not the head, which is tied to it: merged they would have to part";
+        let reason =
+            "its adapter changes the embedding but not the head, which is tied to it: merged they would have to part";
         return Err(Error::Merge { path: adapter.to_path_buf(), reason: reason.into() });
     }
     let fill = MergedFill { base: adapted.checkpoint(), plan: &plan, base_specs: &base_specs, files: &files };

@@ -181,7 +181,8 @@ pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result
             let files = PeftAdapter::open(dir)?;
             let plan = files.plan(&base)?;
             let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
-            let store = ParamStore::new(specs.clone(), &options, &AdapterFill::of_files(&checkpoint, &plan, &specs, &files))?;
+            let store =
+                ParamStore::new(specs.clone(), &options, &AdapterFill::of_files(&checkpoint, &plan, &specs, &files))?;
             let decoder = store.build(|b| plan.build(b, |b| config.build(b)))?;
             if dir.join("tokenizer.json").is_file() {
                 tokenizer = Tokenizer::from_path(dir).map_err(|e| e.to_string());

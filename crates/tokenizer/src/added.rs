@@ -1,5 +1,7 @@
 //! Finding added tokens (special and user-defined) in text, as the `tokenizers` crate does: leftmost, then longest.
 
+use std::ops::Range;
+
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::error::{Error, Result};
@@ -39,9 +41,21 @@ impl AddedMatcher {
         parse_special: bool,
         each: &mut dyn FnMut(Segment<'t>) -> Result<()>,
     ) -> Result<()> {
+        self.ranges(text, parse_special, &mut |range, token| {
+            each(token.map_or_else(|| Segment::Text(&text[range]), Segment::Token))
+        })
+    }
+
+    /// [`segments`](Self::segments) by their places: the range of each and its token, none for text.
+    pub(crate) fn ranges(
+        &self,
+        text: &str,
+        parse_special: bool,
+        each: &mut dyn FnMut(Range<usize>, Option<u32>) -> Result<()>,
+    ) -> Result<()> {
         let automaton = self.automaton.as_ref().filter(|_| parse_special || !self.all_special);
         let Some(automaton) = automaton else {
-            return if text.is_empty() { Ok(()) } else { each(Segment::Text(text)) };
+            return if text.is_empty() { Ok(()) } else { each(0..text.len(), None) };
         };
         let mut done = 0;
         for found in automaton.find_iter(text) {
@@ -58,11 +72,11 @@ impl AddedMatcher {
                 end += text[end..].len() - text[end..].trim_start().len();
             }
             if done < start {
-                each(Segment::Text(&text[done..start]))?;
+                each(done..start, None)?;
             }
-            each(Segment::Token(token.id))?;
+            each(start..end, Some(token.id))?;
             done = end;
         }
-        if done < text.len() { each(Segment::Text(&text[done..])) } else { Ok(()) }
+        if done < text.len() { each(done..text.len(), None) } else { Ok(()) }
     }
 }

@@ -85,6 +85,98 @@ pub enum Error {
         /// `bos` or `eos`.
         role: &'static str,
     },
+    /// The tokenizer carries no chat template.
+    #[error(
+        "this tokenizer has no chat template; give one with `chat_encoder_with`: a Jinja text, or a built-in name \
+         ({known})"
+    )]
+    NoChatTemplate {
+        /// The built-in names, comma separated.
+        known: String,
+    },
+    /// A chat template name that neither the tokenizer nor this crate knows.
+    #[error("unknown chat template {name:?}; known names: {known}; or give the Jinja text itself")]
+    UnknownChatTemplate {
+        /// The name asked for.
+        name: String,
+        /// All names, comma separated.
+        known: String,
+    },
+    /// A built-in chat template writes a token that this tokenizer does not have.
+    #[error(
+        "chat template {template:?} needs {token}, which this tokenizer does not have; add the token, or take another \
+         template ({known})"
+    )]
+    TemplateToken {
+        /// The template's name.
+        template: String,
+        /// The token, or `eos_token` for the role.
+        token: String,
+        /// The built-in names, comma separated.
+        known: String,
+    },
+    /// A chat template is not Jinja.
+    #[error("chat template {template:?}, line {line}: {reason}")]
+    TemplateSyntax {
+        /// The template's name.
+        template: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A chat template called `raise_exception`: it does not take such a conversation.
+    #[error("chat template {template:?} refuses this conversation: {message}")]
+    TemplateRefused {
+        /// The template's name.
+        template: String,
+        /// The template's own words.
+        message: String,
+    },
+    /// A chat template failed on a conversation, in a way that it did not foresee.
+    #[error("chat template {template:?} failed in line {line}: {reason}")]
+    TemplateFailed {
+        /// The template's name.
+        template: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A conversation without any message.
+    #[error("the conversation is empty; give at least one message")]
+    EmptyConversation,
+    /// An option of a conversation that cannot work.
+    #[error("chat option {option}: {reason}")]
+    ChatOption {
+        /// The option's name.
+        option: &'static str,
+        /// Why it cannot work.
+        reason: String,
+    },
+    /// A turn was asked for that says nothing: there is nothing to learn from it.
+    #[error("message {index} ({role}) is empty: there is nothing to learn from it; take it out, or do not ask for it")]
+    EmptyTurn {
+        /// The message, counted from 0.
+        index: usize,
+        /// Its role.
+        role: String,
+    },
+    /// A turn was asked for whose part of the text cannot be told from the rest.
+    #[error(
+        "chat template {template:?}: cannot tell what message {index} ({role}) is in the text: {reason}; put \
+         {{% generation %}} and {{% endgeneration %}} around it in the template, or take another template"
+    )]
+    NoSpan {
+        /// The message, counted from 0.
+        index: usize,
+        /// Its role.
+        role: String,
+        /// The template's name.
+        template: String,
+        /// Why.
+        reason: String,
+    },
     /// The pipeline of the tokenizer failed on a text.
     #[error("encoding failed: {0}")]
     Encode(String),

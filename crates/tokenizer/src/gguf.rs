@@ -78,7 +78,7 @@ impl Tokenizer {
             "gpt2" => Some(PreTokenizer::from_name(vocab.pre.as_deref().unwrap_or("default"))?),
             _ => None,
         };
-        Self::build_with_pre(Spec::new(json, Path::new(NAME))?, roles, vocab.chat_template, pre)
+        Self::build_with_pre(Spec::new(json, Path::new(NAME))?, roles, vocab.chat_template.into(), pre)
     }
 }
 

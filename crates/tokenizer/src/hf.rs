@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::chat::NamedTemplates;
 use crate::error::{Error, Result};
 use crate::spec::Spec;
 use crate::special::Roles;
@@ -53,35 +54,62 @@ fn from_json_file(path: &Path) -> Result<Tokenizer> {
         added.or_else(|| spec.vocab.get(token).copied())
     };
     let mut roles = Roles::default();
-    let mut chat_template = None;
+    let mut chat_templates = NamedTemplates::default();
     for name in ["tokenizer_config.json", "special_tokens_map.json"] {
         let file = folder.join(name);
         if file.is_file() {
             let config: Value = serde_json::from_slice(&read(&file)?)
                 .map_err(|e| Error::malformed(&file, format!("not valid JSON: {e}")))?;
             roles = roles.or(Roles::from_config(&config, token_to_id));
-            chat_template = chat_template.or_else(|| chat_template_of(&config));
+            if chat_templates.main().is_none() {
+                chat_templates = chat_templates_of(&config);
+            }
         }
     }
-    let separate = folder.join("chat_template.jinja");
-    if separate.is_file() {
-        let text = String::from_utf8(read(&separate)?);
-        chat_template = Some(text.map_err(|_| Error::malformed(&separate, "not valid UTF-8"))?);
+    // Files of their own replace all that the configuration has, as in transformers.
+    if let Some(separate) = chat_template_files(folder)? {
+        chat_templates = separate;
     }
-    Tokenizer::build(spec, roles, chat_template).map_err(|e| match e {
+    Tokenizer::build(spec, roles, chat_templates).map_err(|e| match e {
         Error::Malformed { reason, .. } => Error::malformed(path, reason),
         other => other,
     })
 }
 
-/// A string, or a list of named templates of which `default` (else the first) counts.
-fn chat_template_of(config: &Value) -> Option<String> {
-    match config.get("chat_template")? {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(named) => {
-            let default = named.iter().find(|t| t["name"] == "default").or(named.first())?;
-            default["template"].as_str().map(str::to_string)
+/// A string, or a list of named templates.
+fn chat_templates_of(config: &Value) -> NamedTemplates {
+    let mut templates = NamedTemplates::default();
+    match config.get("chat_template") {
+        Some(Value::String(text)) => templates.set(NamedTemplates::DEFAULT, text.clone()),
+        Some(Value::Array(named)) => {
+            for (name, text) in named.iter().filter_map(|t| Some((t["name"].as_str()?, t["template"].as_str()?))) {
+                templates.set(name, text.to_string());
+            }
         }
-        _ => None,
+        _ => {}
     }
+    templates
+}
+
+/// `chat_template.jinja`, and `additional_chat_templates/<name>.jinja`.
+fn chat_template_files(folder: &Path) -> Result<Option<NamedTemplates>> {
+    let text = |path: &Path| String::from_utf8(read(path)?).map_err(|_| Error::malformed(path, "not valid UTF-8"));
+    let mut templates = NamedTemplates::default();
+    let main = folder.join("chat_template.jinja");
+    if main.is_file() {
+        templates.set(NamedTemplates::DEFAULT, text(&main)?);
+    }
+    let more = folder.join("additional_chat_templates");
+    if more.is_dir() {
+        let entries = fs::read_dir(&more).map_err(|e| Error::io(&more, e))?;
+        let paths: std::io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+        let mut paths = paths.map_err(|e| Error::io(&more, e))?;
+        paths.sort();
+        for path in paths.iter().filter(|path| path.extension().is_some_and(|e| e == "jinja")) {
+            if let Some(name) = path.file_stem().and_then(|name| name.to_str()) {
+                templates.set(name, text(path)?);
+            }
+        }
+    }
+    Ok(templates.main().is_some().then_some(templates))
 }

@@ -5,7 +5,10 @@
 //! llama.cpp's pre-tokenizers, WordPiece or Unigram. [`DecodeStream`] decodes token by token and never cuts a
 //! character.
 //!
-//! Not for: tensors, models, or the text of chat templates (it carries a template, it does not render it).
+//! [`ChatEncoder`] renders conversations by the tokenizer's chat template, as transformers does, into prompts and into
+//! training data that says which ids each turn's speaker must produce.
+//!
+//! Not for: tensors or models.
 //!
 //! ```
 //! use tallow_tokenizer::{TrainOptions, train};
@@ -15,6 +18,26 @@
 //! let tokenizer = train(documents, &options, |_event| {})?;
 //! let ids = tokenizer.encode("the cat sat — so what?", false)?;
 //! assert_eq!(tokenizer.decode(&ids, false)?, "the cat sat — so what?");
+//! # Ok::<(), tallow_tokenizer::Error>(())
+//! ```
+//!
+//! A conversation, with the built-in template for vocabularies that have no tokens for turns:
+//!
+//! ```
+//! use tallow_tokenizer::{ChatOptions, Message, TrainOptions, train};
+//!
+//! let tokenizer = train(["who is there, the cat is"], &TrainOptions::default(), |_event| {})?;
+//! let chat = tokenizer.chat_encoder_with("alpaca")?;
+//! let messages = [Message::new("user", "Who is there?"), Message::new("assistant", "The cat.")];
+//!
+//! let prompt = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+//! let text = chat.render(&messages[..1], &prompt)?;
+//! assert!(text.ends_with("### Instruction:\nWho is there?\n\n### Response:\n"));
+//!
+//! let encoded = chat.encode_spans(&messages, &ChatOptions::default(), &|index| messages[index].role == "assistant")?;
+//! let (turn, span) = encoded.spans[0].clone();
+//! assert_eq!(tokenizer.decode(&encoded.ids[span], false)?, "The cat.<|endoftext|>");
+//! assert_eq!(turn, 1);
 //! # Ok::<(), tallow_tokenizer::Error>(())
 //! ```
 
@@ -46,7 +69,7 @@ mod train;
 mod unicode;
 mod unigram;
 
-pub use chat::{EncodedChat, Message};
+pub use chat::{ChatEncoder, ChatOptions, EncodedChat, Message, SpecialInContent};
 pub use decode::DecodeStream;
 pub use error::{Error, Result};
 pub use gguf::GgufVocab;

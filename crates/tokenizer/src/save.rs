@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::chat::NamedTemplates;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -42,8 +43,14 @@ fn config(tokenizer: &Tokenizer, roles: &Map<String, Value>) -> Value {
     config.extend(roles.clone());
     config.insert("clean_up_tokenization_spaces".to_string(), json!(false));
     config.insert("model_max_length".to_string(), json!(1_000_000_000_000_000_019_884_624_838_656u128 as f64));
-    if let Some(template) = tokenizer.chat_template() {
-        config.insert("chat_template".to_string(), json!(template));
+    let named: Vec<(&str, &str)> = tokenizer.chat_templates().iter().collect();
+    match named.as_slice() {
+        [] => {}
+        [(NamedTemplates::DEFAULT, template)] => drop(config.insert("chat_template".to_string(), json!(template))),
+        named => {
+            let list: Vec<Value> = named.iter().map(|(n, t)| json!({ "name": n, "template": t })).collect();
+            config.insert("chat_template".to_string(), Value::Array(list));
+        }
     }
     Value::Object(config)
 }

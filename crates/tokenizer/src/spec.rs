@@ -173,6 +173,18 @@ fn read_merges(check: &Checker<'_>, model: &Value, vocab: &HashMap<String, u32>)
     Ok(out)
 }
 
+/// The added tokens of a `tokenizer.json` that has been checked before.
+pub(crate) fn added_tokens(json: &[u8]) -> Result<Vec<AddedToken>> {
+    #[derive(serde::Deserialize)]
+    struct Added {
+        added_tokens: Option<Value>,
+    }
+    let path = Path::new("tokenizer.json");
+    let added: Added =
+        serde_json::from_slice(json).map_err(|e| Error::malformed(path, format!("not valid JSON: {e}")))?;
+    read_added(&Checker(path), &serde_json::json!({ "added_tokens": added.added_tokens }))
+}
+
 fn read_added(check: &Checker<'_>, json: &Value) -> Result<Vec<AddedToken>> {
     let entries = match json.get("added_tokens") {
         None | Some(Value::Null) => return Ok(Vec::new()),

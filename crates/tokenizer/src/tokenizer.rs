@@ -6,11 +6,12 @@ use std::sync::{Arc, OnceLock};
 use rayon::prelude::*;
 use serde_json::Value;
 
+use crate::chat::NamedTemplates;
 use crate::decode::{DecodeRule, DecodeStream, decode_all};
 use crate::engine::{Engine, pre_tokenizer};
 use crate::error::{Error, Result};
 use crate::pre::PreTokenizer;
-use crate::spec::Spec;
+use crate::spec::{AddedToken, Spec};
 use crate::special::{Roles, Template};
 use crate::{hf, save};
 
@@ -40,6 +41,7 @@ pub(crate) struct TokenEntry {
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
+    chat_templates: Arc<NamedTemplates>,
 }
 
 struct Inner {
@@ -49,7 +51,6 @@ struct Inner {
     ids: std::collections::HashMap<Box<str>, u32>,
     roles: Roles,
     template: Template,
-    chat_template: Option<String>,
     rule: DecodeRule,
     pre: Option<PreTokenizer>,
     fast: Option<Engine>,
@@ -74,15 +75,15 @@ impl Tokenizer {
         Self::build(Spec::from_bytes(bytes, Path::new("tokenizer.json"))?, Roles::default(), None)
     }
 
-    pub(crate) fn build(spec: Spec, roles: Roles, chat_template: Option<String>) -> Result<Self> {
-        Self::build_with_pre(spec, roles, chat_template, None)
+    pub(crate) fn build(spec: Spec, roles: Roles, chat_templates: impl Into<NamedTemplates>) -> Result<Self> {
+        Self::build_with_pre(spec, roles, chat_templates.into(), None)
     }
 
     /// `stated_pre` is llama.cpp's name where the source gave one; otherwise it is recognised by its regexes.
     pub(crate) fn build_with_pre(
         spec: Spec,
         roles: Roles,
-        chat_template: Option<String>,
+        chat_templates: NamedTemplates,
         stated_pre: Option<PreTokenizer>,
     ) -> Result<Self> {
         let json = serde_json::to_vec(&spec.json).map_err(|e| Error::Encode(e.to_string()))?;
@@ -105,7 +106,6 @@ impl Tokenizer {
                 json,
                 roles: roles.or_guess(&spec, &ids),
                 template,
-                chat_template,
                 rule: DecodeRule::from_json(spec.json.get("decoder")),
                 model: spec.model,
                 tokens,
@@ -116,6 +116,7 @@ impl Tokenizer {
                 slow_special: OnceLock::new(),
                 fingerprint: OnceLock::new(),
             }),
+            chat_templates: Arc::new(chat_templates),
         };
         if tokenizer.inner.fast.is_none() || tokenizer.inner.rule == DecodeRule::Whole {
             tokenizer.check_slow(&spec.added)?;
@@ -186,7 +187,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    fn encode_into(&self, text: &str, parse_special: bool, out: &mut Vec<u32>) -> Result<()> {
+    pub(crate) fn encode_into(&self, text: &str, parse_special: bool, out: &mut Vec<u32>) -> Result<()> {
         if let Some(fast) = &self.inner.fast {
             return fast.encode_into(text, parse_special, out);
         }
@@ -295,9 +296,31 @@ impl Tokenizer {
         !self.inner.template.suffix.is_empty()
     }
 
-    /// The Jinja chat template, if the source had one.
+    /// The Jinja chat template, if the source had one: where it had several, that named `default`, else the first.
     pub fn chat_template(&self) -> Option<&str> {
-        self.inner.chat_template.as_deref()
+        self.chat_templates.main()
+    }
+
+    /// All chat templates by name.
+    pub(crate) fn chat_templates(&self) -> &NamedTemplates {
+        &self.chat_templates
+    }
+
+    /// The same tokenizer with this Jinja text as its chat template, in place of all that it had:
+    /// [`save`](Self::save) writes it. [`chat_encoder`](Self::chat_encoder) says whether it compiles.
+    #[must_use]
+    pub fn with_chat_template(&self, template: impl Into<String>) -> Self {
+        Self { inner: self.inner.clone(), chat_templates: Arc::new(Some(template.into()).into()) }
+    }
+
+    /// The tokens that are found in text before the model sees it.
+    pub(crate) fn added_tokens(&self) -> Result<Vec<AddedToken>> {
+        crate::spec::added_tokens(&self.inner.json)
+    }
+
+    /// Whether text between special tokens becomes the same ids wherever it stands: no space is put before it.
+    pub(crate) fn is_context_free(&self) -> bool {
+        self.inner.fast.is_some() && self.inner.rule == DecodeRule::ByteLevel
     }
 
     /// The model of the tokenizer: `BPE`, `WordPiece`, `Unigram` or `WordLevel`.

@@ -134,9 +134,7 @@ pub fn forward_backward(
         let (y, tape) = match kept {
             Kept::Nothing => break,
             Kept::Recorded(y, tape) => (y, tape),
-            Kept::Input(x) if index + 1 == step.first_stage => {
-                record(&[], || model.block(index, &constant(&x)?, cx))?
-            }
+            Kept::Input(x) if index + 1 == step.first_stage => record(&[], || model.block(index, &constant(&x)?, cx))?,
             Kept::Input(x) => record(&[&x], || model.block(index, &x, cx))?,
         };
         dy = tape.backward(y, expected(dy.take())?)?.pop();

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tallow_adapters::{AdapterPlan, PeftAdapter, write_peft};
 use tallow_data::{Loader, LoaderState};
 use tallow_formats::TensorSource;
 use tallow_formats::hf::{AtomicDir, sha256_file};
 use tallow_formats::safetensors::{SafetensorsFile, TensorData, write_safetensors};
-use tallow_adapters::{AdapterPlan, PeftAdapter, write_peft};
 use tallow_models::{ModelConfig, save_model};
 use tallow_nn::{Fill, Param, ParamSpec, ParamStore};
 use tallow_tokenizer::Tokenizer;
@@ -255,7 +255,8 @@ impl Checkpoints {
                 if let (Some(was), true) = (files.notes(), files.notes() != Some(notes)) {
                     let differs = was.as_object().into_iter().flatten().find(|(key, was)| notes.get(key) != Some(was));
                     let key = differs.map_or("base", |(key, _)| key.as_str());
-                    let reason = format!("the run was started with another `{key}`; set it back, or choose another `output`");
+                    let reason =
+                        format!("the run was started with another `{key}`; set it back, or choose another `output`");
                     return Err(Error::config("model.from", base_model, reason));
                 }
                 Ok(Box::new(files))

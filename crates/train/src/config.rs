@@ -16,8 +16,8 @@ use crate::reference::documented;
 use crate::schedule::ScheduleConfig;
 use crate::{Error, Result};
 
-pub use adapter::{AdapterKind, AdapterSection, InitSetting, TargetsSetting};
 pub(crate) use adapter::adapter_error;
+pub use adapter::{AdapterKind, AdapterSection, InitSetting, TargetsSetting};
 pub use read::Source;
 
 documented! {

@@ -162,7 +162,12 @@ impl EncodeChat for Conversations {
     ) -> tallow_data::Result<EncodedChat> {
         let encode = |error: Box<dyn std::error::Error + Send + Sync>| tallow_data::Error::Encode { source: error };
         let chat = self.chat.as_ref().map_err(|reason| encode(reason.clone().into()))?;
-        let options = RenderOptions { tools: tools.cloned(), ..RenderOptions::default() };
+        let tools = match tools {
+            None => None,
+            Some(Value::Array(tools)) => Some(tools.clone()),
+            Some(_) => return Err(encode("`tools` is not a list".into())),
+        };
+        let options = RenderOptions { tools, ..RenderOptions::default() };
         chat.encode_spans(messages, &options, wanted).map_err(|e| encode(Box::new(e)))
     }
 

@@ -1,8 +1,8 @@
 //! Memory, FLOPs and time of a run, before anything runs.
 
 use serde::Serialize;
-use tallow_models::ModelConfig;
 use tallow_adapters::AdapterPlan;
+use tallow_models::ModelConfig;
 use tallow_nn::{ParamSpec, Role};
 
 use crate::backward::ActivationCheckpointing;
@@ -71,7 +71,8 @@ impl Held {
         };
         let dropped = |d_in: usize| if plan.config().dropout > 0.0 { d_in } else { 0 };
         let kept: usize = plan.modules().filter(|(_, m)| !m.embedding).map(|(_, m)| m.rank + dropped(m.dims.0)).sum();
-        let head = specs.iter().find(|s| s.role == Role::Head && plan.modules().any(|(m, _)| s.name == format!("{m}.weight")));
+        let head =
+            specs.iter().find(|s| s.role == Role::Head && plan.modules().any(|(m, _)| s.name == format!("{m}.weight")));
         Self {
             trained: elements(true),
             frozen: elements(false),
@@ -112,7 +113,9 @@ impl MemoryPlan {
         ) as u64
             + 3 * input;
         Self {
-            weights: held.trained * if step.dtype == TrainDtype::Bf16 { 6 } else { 4 } + held.frozen * element + held.packed,
+            weights: held.trained * if step.dtype == TrainDtype::Bf16 { 6 } else { 4 }
+                + held.frozen * element
+                + held.packed,
             gradients: held.trained * 4,
             optimizer: held.trained * 8,
             activations: kept + input,

@@ -1,8 +1,8 @@
 //! From what the user wrote to what will run: one pure function, its result saved as `resolved.toml`.
 
 use serde::Serialize;
-use tallow_models::ModelConfig;
 use tallow_adapters::AdapterPlan;
+use tallow_models::ModelConfig;
 use tallow_nn::ParamSpec;
 
 use crate::config::RunConfig;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sha2::Digest;
 use tallow_adapters::AdapterPlan;
-use tallow_data::{CacheOptions, Loader, LoaderOptions, PrepareOptions, TokenDataset, cached_prepare};
+use tallow_data::{CacheOptions, EncodeChat, Loader, LoaderOptions, PrepareOptions, TokenDataset, cached_prepare};
 use tallow_models::{Checkpoint, ModelConfig, Preset, parse_config_strict};
 use tallow_nn::{Fill, ParamSpec, RandomInit, plan_params};
 use tallow_tokenizer::Tokenizer;
@@ -263,8 +263,9 @@ impl Run {
 
 /// What an adapter's files say of what it was made with: it is good for nothing else.
 fn notes(config: &dyn ModelConfig, conversations: Option<&Conversations>) -> Value {
-    let base = sha2::Sha256::digest(config.to_hf().to_string());
-    let mut notes = json!({ "base_config_sha256": format!("{base:x}") });
+    let base: String =
+        sha2::Sha256::digest(config.to_hf().to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut notes = json!({ "base_config_sha256": base });
     if let Some(conversations) = conversations {
         notes["encoder_fingerprint"] = json!(conversations.fingerprint());
     }

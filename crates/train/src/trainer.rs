@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{DType, Device};
+use tallow_adapters::{AdapterFill, AdapterPlan};
 use tallow_data::{Batch, Loader, Prefetch};
 use tallow_models::{Decoder, ModelConfig};
-use tallow_adapters::{AdapterFill, AdapterPlan};
 use tallow_nn::{DropoutContext, Fill, Pack, ParamSpec, ParamStore, RandomInit, StoreOptions, plan_params};
 use tallow_ops::CrossEntropyOptions;
 
@@ -116,7 +116,9 @@ impl Trainer {
                 let store = ParamStore::new(specs.clone(), &options, &fill)?;
                 let model = store.build(|b| plan.build(b, |b| config.build(b)))?;
                 let ratio = resolved.run.adapter.as_ref().map_or(1.0, |adapter| adapter.lr_ratio);
-                let second = |spec: &ParamSpec| spec.name.ends_with(".lora_B.weight") || spec.name.ends_with(".lora_embedding_B");
+                let second = |spec: &ParamSpec| {
+                    spec.name.ends_with(".lora_B.weight") || spec.name.ends_with(".lora_embedding_B")
+                };
                 let lr_factor = |spec: &ParamSpec| if second(spec) { ratio } else { 1.0 };
                 let optimizer = AdamW::with_lr_factors(&resolved.run.optimizer, &store, &lr_factor)?;
                 (store, model, optimizer)
@@ -224,7 +226,8 @@ impl Trainer {
     /// the first update.
     fn audit(&self) -> Result<()> {
         let adapter = self.resolved.run.adapter.is_some();
-        let waits = |spec: &ParamSpec| spec.name.ends_with(".lora_A.weight") || spec.name.ends_with(".lora_embedding_B");
+        let waits =
+            |spec: &ParamSpec| spec.name.ends_with(".lora_A.weight") || spec.name.ends_with(".lora_embedding_B");
         match self.state.updates {
             0 => audit_gradients(&self.store, &|spec| !(adapter && waits(spec))),
             1 if adapter => audit_gradients(&self.store, &|_| true),
@@ -271,14 +274,7 @@ impl Trainer {
             let mut cx = micro.context();
             let accumulation = batch.batch.div_ceil(rows) as u64;
             cx.dropout = Some(DropoutContext { seed: run.seed, step: self.state.step * accumulation + index as u64 });
-            sums += forward_backward(
-                self.model.as_ref(),
-                &micro.ids,
-                micro.targets(),
-                &mut cx,
-                &options,
-                step,
-            )?;
+            sums += forward_backward(self.model.as_ref(), &micro.ids, micro.targets(), &mut cx, &options, step)?;
         }
         Ok(sums)
     }

@@ -89,7 +89,7 @@ pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
 
     eprintln!("3/4 training a model");
     stop()?;
-    let run = pretrain::RunFile::new(file.clone(), vec![]).prepare(false)?;
+    let run = pretrain::RunFile::new(file.clone(), vec![]).prepare(pretrain::Job::Pretrain, false)?;
     let model = pretrain::train(run, false, false, &interrupt).inspect_err(|error| {
         if error.is::<exit::Interrupted>() {
             eprintln!("  {} pretrain {} --resume", program(), file.display());

@@ -100,7 +100,7 @@ impl Pipeline<'_> {
                 if tokens.is_empty() {
                     continue;
                 }
-                splits.push(*valid, &tokens, text.len() as u64)?;
+                splits.push(*valid, &tokens, &[], text.len() as u64)?;
                 done.documents += 1;
                 done.bytes += text.len() as u64;
                 done.tokens += tokens.len() as u64;

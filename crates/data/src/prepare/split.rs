@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use crate::hash::content_hash;
-use crate::prepare::PrepareOptions;
-use crate::read::{self, OnMalformed};
+use crate::prepare::{ChatOptions, PrepareOptions};
+use crate::read::{self, Item, OnMalformed};
 use crate::{Error, Result};
 
 /// How documents are divided, decided before anything is encoded.
@@ -35,8 +35,7 @@ impl SplitPlan {
         if fraction == 0.0 {
             return Ok(Self::None);
         }
-        // With this many documents chance holds out 64 of them or more on average: never none, never far too many.
-        let enough = ((64.0 / fraction) as usize).clamp(4096, 1 << 20);
+        let enough = enough(fraction);
         // Whatever is malformed is reported by the reading proper.
         let lenient = read::ReadOptions { on_malformed: OnMalformed::Skip, ..options.read_options() };
         let (mut seen, mut total) = (vec![], 0);
@@ -55,6 +54,51 @@ impl SplitPlan {
                 Err(Error::option("valid_fraction", fraction, reason))
             }
             plan => Ok(plan),
+        }
+    }
+
+    /// The same for examples, which are never cut.
+    pub(super) fn choose_examples(inputs: &[PathBuf], options: &ChatOptions) -> Result<Self> {
+        let fraction = options.valid_fraction;
+        if fraction == 0.0 {
+            return Ok(Self::None);
+        }
+        let enough = enough(fraction);
+        let lenient = read::ExampleOptions { on_malformed: OnMalformed::Skip, ..options.example_options() };
+        let mut seen = vec![];
+        for example in read::examples(inputs, lenient)? {
+            let content = example?.content;
+            seen.push(Seen { hash: content.hash(), bytes: content.text_bytes().max(1) as u64 });
+            if seen.len() >= enough {
+                return Ok(Self::Below(threshold(fraction)));
+            }
+        }
+        match Self::of_few(seen.clone(), fraction) {
+            Self::None | Self::Tail { .. } => Self::one_of(&seen, fraction),
+            plan => Ok(plan),
+        }
+    }
+
+    /// The smallest of a few examples, all of them larger than what was to be held out.
+    fn one_of(seen: &[Seen], fraction: f64) -> Result<Self> {
+        let smallest = seen.iter().min_by_key(|s| (s.bytes, s.hash));
+        match smallest {
+            Some(s) if seen.iter().any(|other| other.hash != s.hash) => Ok(Self::Chosen(HashSet::from([s.hash]))),
+            // Without any example at all the reading proper has more to say.
+            None => Ok(Self::None),
+            Some(_) => {
+                let reason = "one example cannot be divided; add examples, or set it to 0";
+                Err(Error::option("valid_fraction", fraction, reason))
+            }
+        }
+    }
+
+    /// Whether an example of this hash is held out.
+    pub(super) fn holds_out(&self, hash: u64) -> bool {
+        match self {
+            Self::None | Self::Tail { .. } => false,
+            Self::Below(limit) => hash < *limit,
+            Self::Chosen(hashes) => hashes.contains(&hash),
         }
     }
 
@@ -93,12 +137,8 @@ impl SplitPlan {
     pub(super) fn divide(&self, text: String) -> [Option<(String, bool)>; 2] {
         match self {
             Self::None => [Some((text, false)), None],
-            Self::Below(limit) => {
-                let valid = content_hash(&text) < *limit;
-                [Some((text, valid)), None]
-            }
-            Self::Chosen(hashes) => {
-                let valid = hashes.contains(&content_hash(&text));
+            Self::Below(_) | Self::Chosen(_) => {
+                let valid = self.holds_out(content_hash(&text));
                 [Some((text, valid)), None]
             }
             Self::Tail { hash, keep } if content_hash(&text) == *hash => {
@@ -126,6 +166,11 @@ impl SplitPlan {
             ),
         }
     }
+}
+
+/// With this many documents chance holds out 64 of them or more on average: never none, never far too many.
+fn enough(fraction: f64) -> usize {
+    ((64.0 / fraction) as usize).clamp(4096, 1 << 20)
 }
 
 fn threshold(fraction: f64) -> u64 {

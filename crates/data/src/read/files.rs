@@ -45,21 +45,34 @@ pub(super) struct InputFile {
     pub(super) bytes: u64,
 }
 
+/// Which kinds of files are of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All.
+    Anything,
+    /// Those of records: plain text has no fields.
+    Records,
+}
+
 pub(super) struct Found {
     pub(super) files: Vec<InputFile>,
     pub(super) skipped: Vec<SkippedFile>,
     pub(super) num_skipped: u64,
+    wanted: Wanted,
     keep: usize,
     seen: HashSet<PathBuf>,
 }
 
 /// Files of `inputs`, in reading order.
-pub(super) fn find(inputs: &[PathBuf], keep: usize) -> Result<Found> {
-    let mut found = Found { files: vec![], skipped: vec![], num_skipped: 0, keep, seen: HashSet::new() };
+pub(super) fn find(inputs: &[PathBuf], wanted: Wanted, keep: usize) -> Result<Found> {
+    let mut found = Found { files: vec![], skipped: vec![], num_skipped: 0, wanted, keep, seen: HashSet::new() };
     for input in inputs {
         match std::fs::metadata(input) {
             Ok(meta) if meta.is_dir() => found.folder(input)?,
             Ok(meta) => match classify(input) {
+                Some((Kind::Text, _)) if wanted == Wanted::Records => {
+                    return Err(Error::NotRecords { path: input.clone() });
+                }
                 Some(_) => found.file(input, meta.len())?,
                 None => return Err(Error::UnknownExtension { path: input.clone() }),
             },
@@ -121,6 +134,10 @@ impl Found {
             self.skip(path, "unknown extension");
             return Ok(());
         };
+        if kind == Kind::Text && self.wanted == Wanted::Records {
+            self.skip(path, "plain text, not records");
+            return Ok(());
+        }
         if bytes == 0 {
             self.skip(path, "empty");
             return Ok(());

@@ -1,4 +1,4 @@
-//! Documents of a file of JSON lines.
+//! Records of a file of JSON lines.
 
 use std::fmt;
 use std::io::{BufRead, Read};
@@ -8,19 +8,27 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::open::Stream;
 use super::{ReadOptions, Record, Records};
 
-pub(super) struct JsonRecords {
+/// What is made of a line.
+pub(super) trait ParseLine: Send {
+    /// What it is made into.
+    type Item;
+
+    /// A line that is not empty; `None` if it holds no text, else what is wrong with it.
+    fn parse(&mut self, json: &[u8], line: u64) -> Result<Option<Self::Item>, String>;
+}
+
+pub(super) struct JsonRecords<P> {
     stream: Stream,
-    field: String,
+    parser: P,
     cap: usize,
     buffer: Vec<u8>,
     line: u64,
     over: bool,
 }
 
-impl JsonRecords {
-    pub(super) fn new(stream: Stream, options: &ReadOptions) -> Self {
-        let (field, cap) = (options.field.clone(), options.max_document_bytes);
-        Self { stream, field, cap, buffer: vec![], line: 0, over: false }
+impl<P: ParseLine> JsonRecords<P> {
+    pub(super) fn new(stream: Stream, parser: P, options: &ReadOptions) -> Self {
+        Self { stream, parser, cap: options.max_document_bytes, buffer: vec![], line: 0, over: false }
     }
 
     /// One line without its end. `Ok(None)` behind the last, `Ok(Some(false))` if it was too long to keep.
@@ -38,7 +46,7 @@ impl JsonRecords {
         Ok(Some(true))
     }
 
-    fn parse(&self) -> Option<Record> {
+    fn parse(&mut self) -> Option<Record<P::Item>> {
         let line = self.line;
         let bytes = match line {
             1 => self.buffer.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.buffer),
@@ -48,22 +56,21 @@ impl JsonRecords {
         if bytes.is_empty() {
             return None;
         }
-        let mut json = serde_json::Deserializer::from_slice(bytes);
-        let text = TextField { field: &self.field }.deserialize(&mut json).and_then(|t| json.end().map(|()| t));
-        Some(match text {
-            Ok(text) if text.trim().is_empty() => Record::Blank,
-            Ok(text) => Record::Document { text, line },
-            Err(e) => {
-                // serde_json counts lines within what it was given: always 1 here, and the column says enough.
-                let reason = e.to_string().replace(" at line 1 column", ", at column");
-                Record::Malformed { line, reason }
-            }
+        Some(match self.parser.parse(bytes, line) {
+            Ok(Some(item)) => Record::Document { item, line },
+            Ok(None) => Record::Blank,
+            Err(reason) => Record::Malformed { line, reason },
         })
     }
 }
 
-impl Records for JsonRecords {
-    fn next_record(&mut self) -> Option<Record> {
+/// What serde_json says of one line. It counts lines within what it was given: always 1 here, and the column says enough.
+pub(super) fn json_reason(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column", ", at column")
+}
+
+impl<P: ParseLine> Records<P::Item> for JsonRecords<P> {
+    fn next_record(&mut self) -> Option<Record<P::Item>> {
         while !self.over {
             match self.read_line() {
                 Ok(None) => self.over = true,
@@ -107,11 +114,23 @@ fn skip_line(stream: &mut Stream) -> std::io::Result<()> {
 }
 
 /// Takes one string field out of an object, and checks but does not keep the others.
-struct TextField<'a> {
+pub(super) struct TextField(pub(super) String);
+
+impl ParseLine for TextField {
+    type Item = String;
+
+    fn parse(&mut self, json: &[u8], _line: u64) -> Result<Option<String>, String> {
+        let mut json = serde_json::Deserializer::from_slice(json);
+        let text = FieldSeed { field: &self.0 }.deserialize(&mut json).and_then(|t| json.end().map(|()| t));
+        text.map(|text| Some(text).filter(|t| !t.trim().is_empty())).map_err(|e| json_reason(&e))
+    }
+}
+
+struct FieldSeed<'a> {
     field: &'a str,
 }
 
-impl<'de> DeserializeSeed<'de> for TextField<'_> {
+impl<'de> DeserializeSeed<'de> for FieldSeed<'_> {
     type Value = String;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
@@ -119,7 +138,7 @@ impl<'de> DeserializeSeed<'de> for TextField<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for TextField<'_> {
+impl<'de> Visitor<'de> for FieldSeed<'_> {
     type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -93,7 +93,7 @@ impl ParquetRecords {
         }
         match std::str::from_utf8(cell.data()) {
             Ok(text) if text.trim().is_empty() => Record::Blank,
-            Ok(text) => Record::Document { text: text.to_owned(), line },
+            Ok(text) => Record::Document { item: text.to_owned(), line },
             Err(e) => Record::Malformed { line, reason: format!("`{}` is not UTF-8: {e}", self.field) },
         }
     }
@@ -145,7 +145,9 @@ impl Records for ParquetRecords {
                     self.over = true;
                     return Some(match failure {
                         Failure::Damaged(reason) => Record::Damaged { line: self.row, reason },
-                        Failure::Column(reason) => Record::WrongField { reason },
+                        Failure::Column(reason) => {
+                            Record::WrongField { option: "field", value: self.field.clone(), reason }
+                        }
                     });
                 }
             }

@@ -107,8 +107,8 @@ impl TextRecords {
                     false => text.to_owned(),
                 };
                 match border.cut {
-                    true => Record::Cut { text, line },
-                    false => Record::Document { text, line },
+                    true => Record::Cut { item: text, line },
+                    false => Record::Document { item: text, line },
                 }
             }
             Err(e) => {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::chat::TrainOn;
+use crate::prepare::TooLong;
 use crate::{Error, Result};
 
 /// Name of the index in a split's folder.
@@ -51,6 +53,33 @@ pub struct SplitIndex {
     pub shards: Vec<ShardEntry>,
     /// The files that the text is from (both splits).
     pub sources: Vec<SourceEntry>,
+    /// What else there is to say where the documents are examples, of which only spans are learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub examples: Option<ExampleIndex>,
+}
+
+/// How examples were made, and what was left out of them (in both splits).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExampleIndex {
+    /// Fingerprint of the template with its tokenizer.
+    pub encoder_fingerprint: String,
+    /// What is learnt of a conversation.
+    pub train_on: TrainOn,
+    /// Most tokens of an example, if that was limited.
+    pub max_tokens: Option<usize>,
+    /// What was done with longer ones.
+    pub too_long: TooLong,
+    /// Examples left out because they were too long.
+    pub dropped: u64,
+    /// Examples cut short because they were too long.
+    pub truncated: u64,
+    /// Tokens in the examples left out, and behind the cuts.
+    pub lost_tokens: u64,
+    /// Examples left out because nothing of them would be learnt.
+    pub nothing_learnt: u64,
+    /// Examples left out because the template refused them.
+    pub refused: u64,
 }
 
 /// One shard.
@@ -69,6 +98,25 @@ pub struct ShardEntry {
     pub num_documents: u64,
     /// Bytes of text of its documents.
     pub text_bytes: u64,
+    /// The file of its spans, where documents are examples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spans: Option<SpansEntry>,
+}
+
+/// The spans of one shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpansEntry {
+    /// File name in the split's folder.
+    pub file: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// SHA-256 of the whole file.
+    pub sha256: String,
+    /// Its spans.
+    pub num_spans: u64,
+    /// Tokens that are learnt.
+    pub num_targets: u64,
 }
 
 /// One file that text was read from.
@@ -128,9 +176,14 @@ impl SplitIndex {
         if self.vocab_size == 0 || self.vocab_size > u32::MAX as usize {
             return Err(Error::corrupt(path, 0, format!("a vocabulary of {}", self.vocab_size)));
         }
-        let outside = |s: &&ShardEntry| Path::new(&s.file).file_name() != Some(std::ffi::OsStr::new(&s.file));
-        match self.shards.iter().find(outside) {
-            Some(shard) => Err(Error::corrupt(path, 0, format!("shard `{}` is not a file of this folder", shard.file))),
+        if let Some(shard) = self.shards.iter().find(|s| s.spans.is_some() != self.examples.is_some()) {
+            let reason = format!("shard `{}` has spans without `examples`, or the other way round", shard.file);
+            return Err(Error::corrupt(path, 0, reason));
+        }
+        let outside = |file: &&String| Path::new(file).file_name() != Some(std::ffi::OsStr::new(file));
+        let files = self.shards.iter().flat_map(|s| [Some(&s.file), s.spans.as_ref().map(|s| &s.file)]).flatten();
+        match { files }.find(outside) {
+            Some(file) => Err(Error::corrupt(path, 0, format!("shard `{file}` is not a file of this folder"))),
             None => Ok(()),
         }
     }

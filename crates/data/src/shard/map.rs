@@ -76,16 +76,22 @@ pub(crate) struct MappedShard {
     tokens_checked: AtomicBool,
 }
 
+/// Maps a file of a prepared folder; `what` it is.
+pub(super) fn map_file(path: &Path, what: &str) -> Result<Mmap> {
+    let file = File::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::corrupt(path, 0, format!("the {what} is missing")),
+        _ => Error::io(path, e),
+    })?;
+    // SAFETY: the mapping is read-only and owned by whoever asked for it, who hands it to nobody else. Prepared folders
+    // are written once, under another name, and renamed when complete: nothing of ours changes a file that is mapped. A
+    // foreign program that changes or truncates it meanwhile breaks the documented contract of `TokenDataset` (as for
+    // every mapped file).
+    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
+}
+
 impl MappedShard {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::corrupt(path, 0, "the shard is missing"),
-            _ => Error::io(path, e),
-        })?;
-        // SAFETY: the mapping is read-only and private to this value. Prepared folders are written once, under another
-        // name, and renamed when complete: nothing of ours changes a file that is mapped. A foreign program that
-        // changes or truncates it meanwhile breaks the documented contract of `TokenDataset` (as for every mapped file).
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let map = map_file(path, "shard")?;
         let header = Header::parse(path, &map)?;
         let offsets_at = header.offsets_at().map_or(0, |at| at as usize);
         let shard = Self { path: path.to_owned(), map, header, offsets_at, tokens_checked: AtomicBool::new(false) };

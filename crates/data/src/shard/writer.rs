@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::{HEADER, Header, ShardEntry, token_width};
+use super::spans::SpansWriter;
+use super::{HEADER, Header, ShardEntry, Span, token_width};
 use crate::hash::sha256_file;
 use crate::{Error, Result};
 
@@ -14,6 +15,8 @@ pub(crate) struct SplitWriter {
     vocab_size: u32,
     width: usize,
     shard_tokens: u64,
+    /// Whether documents have spans.
+    examples: bool,
     open: Option<OpenShard>,
     done: Vec<ShardEntry>,
 }
@@ -25,36 +28,42 @@ struct OpenShard {
     offsets: Vec<u64>,
     lengths: Vec<u64>,
     tokens: u64,
+    spans: Option<SpansWriter>,
 }
 
 impl SplitWriter {
-    pub(crate) fn create(dir: &Path, vocab_size: usize, shard_tokens: u64) -> Result<Self> {
+    pub(crate) fn create(dir: &Path, vocab_size: usize, shard_tokens: u64, examples: bool) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let width = token_width(vocab_size);
         let vocab_size = u32::try_from(vocab_size)
             .map_err(|_| Error::option("vocab_size", vocab_size, "must be below 4294967296"))?;
-        Ok(Self { dir: dir.to_owned(), vocab_size, width, shard_tokens, open: None, done: vec![] })
+        Ok(Self { dir: dir.to_owned(), vocab_size, width, shard_tokens, examples, open: None, done: vec![] })
     }
 
-    /// Appends a document of `tokens` that stand for `text_bytes` bytes of text.
-    pub(crate) fn push(&mut self, tokens: &[u32], text_bytes: u64) -> Result<()> {
+    /// Appends a document of `tokens` that stand for `text_bytes` bytes of text; `spans` of it are learnt, where
+    /// documents have spans.
+    pub(crate) fn push(&mut self, tokens: &[u32], spans: &[Span], text_bytes: u64) -> Result<()> {
         let shard = match &mut self.open {
             Some(shard) => shard,
-            None => self.open.insert(OpenShard::create(&self.dir, self.done.len())?),
+            None => self.open.insert(OpenShard::create(&self.dir, self.done.len(), self.examples)?),
         };
+        if let Some(writer) = &mut shard.spans {
+            writer.push(spans);
+        }
         shard.push(tokens, text_bytes, self.width).map_err(|e| Error::io(&shard.path, e))?;
         if shard.tokens >= self.shard_tokens { self.close() } else { Ok(()) }
     }
 
     fn close(&mut self) -> Result<()> {
-        let Some(shard) = self.open.take() else { return Ok(()) };
+        let Some(mut shard) = self.open.take() else { return Ok(()) };
         let header = Header {
             width: self.width,
             num_tokens: shard.tokens,
             num_documents: shard.lengths.len() as u64,
             vocab_size: self.vocab_size,
         };
-        self.done.push(shard.finish(header)?);
+        let spans = shard.spans.take().map(|s| s.finish(&shard.path, header.num_tokens)).transpose()?;
+        self.done.push(ShardEntry { spans, ..shard.finish(header)? });
         Ok(())
     }
 
@@ -68,7 +77,7 @@ impl SplitWriter {
 }
 
 impl OpenShard {
-    fn create(dir: &Path, number: usize) -> Result<Self> {
+    fn create(dir: &Path, number: usize, examples: bool) -> Result<Self> {
         let name = format!("shard-{number:05}.tok");
         let path = dir.join(&name);
         let create = || {
@@ -77,7 +86,8 @@ impl OpenShard {
             Ok(file)
         };
         let file = create().map_err(|e| Error::io(&path, e))?;
-        Ok(Self { path, name, file, offsets: vec![0], lengths: vec![], tokens: 0 })
+        let spans = examples.then(SpansWriter::default);
+        Ok(Self { path, name, file, offsets: vec![0], lengths: vec![], tokens: 0, spans })
     }
 
     fn push(&mut self, tokens: &[u32], text_bytes: u64, width: usize) -> std::io::Result<()> {
@@ -114,6 +124,7 @@ impl OpenShard {
             num_tokens: header.num_tokens,
             num_documents: header.num_documents,
             text_bytes: self.lengths.iter().sum(),
+            spans: None,
         })
     }
 }

@@ -4,6 +4,26 @@ use half::f16;
 
 use super::GgmlType;
 
+/// Dequantizes whole blocks of `kind`: `bytes` holds exactly `out.len()` elements; what is past the shorter of the two is left.
+pub fn dequantize_blocks(kind: GgmlType, bytes: &[u8], out: &mut [f32]) {
+    row_function(kind)(bytes, out);
+}
+
+/// One block of `Q8_0`: 32 `values` as a scale in f16, the largest magnitude over 127, and 32 rounded multiples of it.
+///
+/// # Panics
+/// If there are not 32 values or `block` has not 34 bytes.
+pub fn quantize_q8_0(values: &[f32], block: &mut [u8]) {
+    assert!(values.len() == 32 && block.len() == 34, "a block of Q8_0 is 32 values in 34 bytes");
+    let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let scale = largest / 127.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+    for (byte, x) in block[2..].iter_mut().zip(values) {
+        *byte = (x * inverse).round() as i8 as u8;
+    }
+}
+
 /// Dequantizes whole blocks: `bytes` holds exactly `out.len()` elements.
 pub(crate) fn row_function(kind: GgmlType) -> fn(&[u8], &mut [f32]) {
     match kind {

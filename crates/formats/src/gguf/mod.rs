@@ -8,6 +8,7 @@ mod tokenizer;
 mod types;
 mod value;
 
+pub use dequantize::{dequantize_blocks, quantize_q8_0};
 pub use file::GgufFile;
 pub use tokenizer::TokenizerFields;
 pub use types::GgmlType;

@@ -6,7 +6,10 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tallow_nn::{Activation, Attention, AttentionConfig, Build, Embedding, ForwardContext, Head, LayerNorm, Linear, Mlp, Result, Role, site};
+use tallow_nn::{
+    Activation, Attention, AttentionConfig, Build, Embedding, ForwardContext, Head, LayerNorm, Linear, Mlp, Result,
+    Role, site,
+};
 use tallow_ops::{narrow, reshape, residual_add};
 
 use crate::config::{Size, check_fractions, check_sizes, most, typed};

@@ -8,7 +8,10 @@ use std::borrow::Cow;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tallow_nn::{Attention, AttentionConfig, Build, Embedding, ForwardContext, GatedMlp, Head, Linear, Result, RmsNorm, Role, RopeConfig, RopeScaling, site};
+use tallow_nn::{
+    Attention, AttentionConfig, Build, Embedding, ForwardContext, GatedMlp, Head, Linear, Result, RmsNorm, Role,
+    RopeConfig, RopeScaling, site,
+};
 use tallow_ops::{reshape, residual_add};
 
 use crate::config::{Size, check_fractions, check_sizes, most, typed};

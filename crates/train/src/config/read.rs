@@ -68,7 +68,7 @@ impl Source {
                 _ => None,
             });
             let key = keys.collect::<Vec<_>>().join(".");
-            let reason = reason(&key, error.inner().message());
+            let reason = reason(error.inner().message());
             self.locate(Error::config(&key, "", reason))
         })
     }
@@ -145,7 +145,7 @@ fn named(error: Error) -> Error {
 }
 
 /// What a person calls it, with the nearest of the keys that serde says it expected.
-fn reason(key: &str, message: &str) -> String {
+fn reason(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     match (message.split(' ').next(), quoted.next()) {
         (Some("unknown"), Some(unknown)) if message.starts_with("unknown field") => {
