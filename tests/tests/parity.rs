@@ -16,7 +16,7 @@ use tallow::models::save_model;
 use tallow::nn::ContiguousCache;
 use tallow::ops::{CrossEntropyOptions, no_grad};
 use tallow::sampler::SamplerOptions;
-use tallow::train::{ActivationCheckpointing, forward_backward};
+use tallow::train::{StepOptions, forward_backward};
 
 const CASES: &[&str] = &[
     "gpt2",

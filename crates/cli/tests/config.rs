@@ -68,7 +68,7 @@ fn set_is_as_strict_as_the_file_and_wins_over_it() {
         ("adapter.kind=lora", &["adapter", "finetun"]),
         ("model.preset=lama-14m", &["model.preset", "nearest is `llama-14m`"]),
         ("device=cuda", &["device", "auto, cpu"]),
-        ("objective.kind=sft", &["objective.kind", "causal"]),
+        ("objective.kind=sft", &["objective.kind", "tallow finetune"]),
         ("schedule.warmup_steps=99", &["schedule.warmup_steps", "99", "12 steps"]),
         ("model.vocab_size=100", &["model.vocab_size", "100", "300 tokens"]),
     ] {

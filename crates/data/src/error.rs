@@ -72,7 +72,7 @@ pub enum Error {
     },
     /// Examples that are longer than a row, where each must stay whole.
     #[error(
-        "{examples} examples are longer than a row of {context} tokens (document {document} has {longest} tokens); set          context_length to {needed} or more, or prepare them again with max_tokens = {limit}"
+        "{examples} examples are longer than a row of {context} tokens (document {document} has {longest} tokens); set context_length to {needed} or more, or prepare them again with max_tokens = {limit}"
     )]
     LongExamples {
         /// How many.

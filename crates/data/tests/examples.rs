@@ -150,7 +150,7 @@ fn every_mistake_is_named_with_its_line() {
             chat(json!([{"role": "assistant", "content": "a", "weight": -1}])),
         ),
         ("weight \"1\"", chat(json!([{"role": "assistant", "content": "a", "weight": "1"}]))),
-        ("weight 1e300", chat(json!([{"role": "assistant", "content": "a", "weight": 1e300}]))),
+        ("weight 1e+300", chat(json!([{"role": "assistant", "content": "a", "weight": 1e300}]))),
         ("train 1; it must be true or false", chat(json!([{"role": "assistant", "content": "a", "train": 1}]))),
         ("both `weight` and `train`", chat(json!([{"role": "assistant", "content": "a", "train": true, "weight": 1}]))),
         (

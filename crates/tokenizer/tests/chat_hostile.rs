@@ -16,7 +16,7 @@ fn render(template: &str) -> Result<String, Error> {
 fn what_does_not_compile_names_the_line() {
     for (template, line) in [
         ("{{ messages", 1),
-        ("a\nb {% for m in messages %}\n", 3),
+        ("a\nb {% for m in messages %}\n", 2),
         ("\n{% endfor %}", 2),
         ("{% generation %}", 1),
         ("\n\n{{ messages | nosuchfilter(}}", 3),

@@ -174,8 +174,8 @@ mod tests {
         assert_eq!(call("né", "find", &["x".into()]), "-1");
         assert!(method("né", "index", &["x".into()]).is_err());
         assert_eq!(call("aéa", "count", &["".into()]), "4");
-        assert_eq!(call("", "isdigit", &[]), "false");
-        assert_eq!(call("A1", "isupper", &[]), "true");
+        assert_eq!(call("", "isdigit", &[]), "False");
+        assert_eq!(call("A1", "isupper", &[]), "True");
         assert_eq!(call("a--b--c", "rsplit", &["--".into(), 1.into()]), r#"["a--b", "c"]"#);
         assert_eq!(call("  a  b c ", "split", &[]), r#"["a", "b", "c"]"#);
         assert_eq!(call("  a  b c ", "split", &[().into(), 1.into()]), r#"["a", "b c "]"#);

@@ -94,7 +94,7 @@ impl ChatTemplate {
         }
         let (jinja, marks_generation) = generation_tags(source);
         let mut env = environment();
-        let compiled = guarded(|| env.add_template_owned(NAME, jinja));
+        let compiled = deep(|| guarded(|| env.add_template_owned(NAME, jinja)));
         compiled
             .map_err(|reason| fail(1, reason))?
             .map_err(|e| fail(e.line().unwrap_or(1), e.detail().map_or_else(|| e.to_string(), str::to_string)))?;
@@ -154,6 +154,18 @@ impl ChatTemplate {
         Error::TemplateFailed { template, line: error.line().unwrap_or(1), reason }
     }
 }
+
+/// Runs `step` on a thread whose stack a template of the largest size cannot overflow: the engine parses by recursion.
+fn deep<T: Send>(step: impl FnOnce() -> std::result::Result<T, String> + Send) -> std::result::Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, step);
+        let thread = thread.map_err(|e| format!("cannot start a thread: {e}"))?;
+        thread.join().unwrap_or_else(|_| Err("the template engine cannot handle it".to_string()))
+    })
+}
+
+/// Only what is used of it takes memory.
+const STACK: usize = 1 << 30;
 
 /// A template engine that a hostile template brings to panic has failed as for any other reason.
 fn guarded<T>(step: impl FnOnce() -> T) -> std::result::Result<T, String> {
