@@ -1,5 +1,6 @@
 //! Times attention, norms and SwiGLU.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
+use tallow_kernels::four_bit::{FourBit, Kind};
 use tallow_kernels::lanes::Element;
 use tallow_kernels::{activation, attention::*, norm, rng, simd};
 fn now() -> f64 {
@@ -62,6 +63,26 @@ fn attn<T: Element>(level: simd::Level, b: usize, t: usize, h: usize, g: usize, 
         3.5 * flop / (fwd + bwd) / 1e9
     );
 }
+fn four_bit<T: Element>() {
+    let (rows, c) = (1024, 4096);
+    let x = random::<T>(rows * c, 1);
+    // Once into the cache, a tile of rows at a time, and once into memory.
+    for (l, tile) in [simd::Level::Avx512, simd::Level::Avx2, simd::Level::Scalar].map(|l| [(l, 8), (l, rows)]).concat()
+    {
+        let mut four = None;
+        let t = best(|| four = FourBit::quantize(l, &x, &[rows, c], Kind::Nf4, 64, true).ok());
+        let four = four.unwrap();
+        let mut out = vec![T::ZERO; tile * c];
+        let back = best(|| (0..rows / tile).for_each(|i| four.dequantize_rows(l, i * tile..(i + 1) * tile, &mut out)));
+        let gb = (rows * c * size_of::<T>()) as f64 / 1e9;
+        println!(
+            "nf4 {} {l:?}, tiles of {tile} rows: quantize {:.2} GB/s, dequantize {:.2} GB/s of output a thread",
+            std::any::type_name::<T>(),
+            gb / t,
+            gb / back
+        );
+    }
+}
 fn main() {
     let level = simd::level();
     if let Some(w) = std::env::args().nth(1) {
@@ -110,6 +131,8 @@ fn main() {
     println!("dropout fwd {:.0} us {:.1} GB/s", t * 1e6, 8.0 * n as f64 / t / 1e9);
     let t = best(|| rng::fill_normal(&mut y, 1, 2, 1.0));
     println!("fill_normal {:.0} us {:.1} M/s", t * 1e6, n as f64 / t / 1e6);
+    four_bit::<f32>();
+    four_bit::<half::bf16>();
     let (b, tk, h, g, d) = (1, 4096, 6, 2, 64);
     let (q, k, v) = (random::<f32>(h * d, 1), random::<f32>(tk * g * d, 2), random::<f32>(tk * g * d, 3));
     let inputs = Inputs {

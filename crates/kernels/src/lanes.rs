@@ -6,6 +6,9 @@
 
 use half::bf16;
 
+/// Values that a look-up gives.
+pub(crate) const LOOKED_UP: usize = 32;
+
 /// f32 lanes of one instruction set.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// A vector of [`LANES`](Self::LANES) values.
@@ -56,6 +59,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn pow2(self, n: Self::V) -> Self::V;
     /// The lanes as an array, filled up with zeros.
     fn to_array(self, v: Self::V) -> [f32; 16];
+    /// `dst[i] = table[code i]` for 32 codes of 4 bits in 16 bytes, the high half of a byte first; panics if there are fewer.
+    fn lookup(self, table: &[f32; 16], codes: &[u8], dst: &mut [f32]);
+    /// As [`lookup`](Self::lookup).
+    fn lookup_bf16(self, table: &[bf16; 16], codes: &[u8], dst: &mut [bf16]);
 
     /// The first lane.
     #[inline(always)]
@@ -140,6 +147,8 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + PartialEq + std::fmt::D
     fn load<S: Simd>(s: S, src: &[Self]) -> S::V;
     /// Rounds to the first `LANES` places.
     fn store<S: Simd>(s: S, v: S::V, dst: &mut [Self]);
+    /// [`Simd::lookup`] of this type.
+    fn lookup<S: Simd>(s: S, table: &[Self; 16], codes: &[u8], dst: &mut [Self]);
 
     /// Like [`load`](Self::load) with zeros where `src` is too short.
     #[inline(always)]
@@ -182,6 +191,10 @@ impl Element for f32 {
     fn store<S: Simd>(s: S, v: S::V, dst: &mut [Self]) {
         s.store(v, dst);
     }
+    #[inline(always)]
+    fn lookup<S: Simd>(s: S, table: &[Self; 16], codes: &[u8], dst: &mut [Self]) {
+        s.lookup(table, codes, dst);
+    }
 }
 
 impl Element for bf16 {
@@ -202,6 +215,10 @@ impl Element for bf16 {
     fn store<S: Simd>(s: S, v: S::V, dst: &mut [Self]) {
         s.store_bf16(v, dst);
     }
+    #[inline(always)]
+    fn lookup<S: Simd>(s: S, table: &[Self; 16], codes: &[u8], dst: &mut [Self]) {
+        s.lookup_bf16(table, codes, dst);
+    }
 }
 
 #[inline(always)]
@@ -221,6 +238,14 @@ const PORTABLE: usize = 8;
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> [f32; PORTABLE] {
     std::array::from_fn(f)
+}
+
+#[inline(always)]
+fn lookup_each<T: Copy>(table: &[T; 16], codes: &[u8], dst: &mut [T]) {
+    for (pair, byte) in dst[..LOOKED_UP].chunks_exact_mut(2).zip(&codes[..LOOKED_UP / 2]) {
+        pair[0] = table[usize::from(byte >> 4)];
+        pair[1] = table[usize::from(byte & 15)];
+    }
 }
 
 #[inline(always)]
@@ -321,6 +346,14 @@ impl Simd for Portable {
         out[..PORTABLE].copy_from_slice(&v);
         out
     }
+    #[inline(always)]
+    fn lookup(self, table: &[f32; 16], codes: &[u8], dst: &mut [f32]) {
+        lookup_each(table, codes, dst);
+    }
+    #[inline(always)]
+    fn lookup_bf16(self, table: &[bf16; 16], codes: &[u8], dst: &mut [bf16]) {
+        lookup_each(table, codes, dst);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -328,7 +361,7 @@ pub use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Simd, bf16};
+    use super::{LOOKED_UP, Simd, bf16};
     use std::arch::x86_64::*;
     use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -496,6 +529,49 @@ mod x86 {
             self.store(v, &mut out);
             out
         }
+        #[inline(always)]
+        fn lookup(self, table: &[f32; 16], codes: &[u8], dst: &mut [f32]) {
+            let (codes, dst) = (&codes[..LOOKED_UP / 2], &mut dst[..LOOKED_UP]);
+            // SAFETY: the table has 16 values; each of the 4 turns reads 4 of 16 bytes and writes 8 of 32 places.
+            unsafe {
+                let (low, high) = (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
+                let shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
+                for i in 0..4 {
+                    let word = codes.as_ptr().add(4 * i).cast::<i32>().read_unaligned();
+                    // A code is the low 4 bits of its lane: 3 of them choose from each half, the last between the halves.
+                    let code = _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
+                    let (a, b) = (_mm256_permutevar8x32_ps(low, code), _mm256_permutevar8x32_ps(high, code));
+                    let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
+                    _mm256_storeu_ps(dst.as_mut_ptr().add(8 * i), _mm256_blendv_ps(a, b, upper));
+                }
+            }
+        }
+        #[inline(always)]
+        fn lookup_bf16(self, table: &[bf16; 16], codes: &[u8], dst: &mut [bf16]) {
+            let (codes, dst) = (&codes[..LOOKED_UP / 2], &mut dst[..LOOKED_UP]);
+            // SAFETY: the table has 16 values of 16 bits, `codes` 16 bytes, and `dst` 32 places of 16 bits.
+            unsafe {
+                let table = table.as_ptr().cast::<__m128i>();
+                let (first, last) = (_mm_loadu_si128(table), _mm_loadu_si128(table.add(1)));
+                // The low and the high byte of each entry.
+                let byte = _mm_set1_epi16(0xff);
+                let low = _mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(last, byte));
+                let high = _mm_packus_epi16(_mm_srli_epi16::<8>(first), _mm_srli_epi16::<8>(last));
+                let (low, high) = (_mm256_broadcastsi128_si256(low), _mm256_broadcastsi128_si256(high));
+
+                let pairs = _mm_loadu_si128(codes.as_ptr().cast());
+                let half = _mm_set1_epi8(15);
+                let even = _mm_and_si128(_mm_srli_epi16::<4>(pairs), half);
+                let odd = _mm_and_si128(pairs, half);
+                let code = _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd));
+                let (low, high) = (_mm256_shuffle_epi8(low, code), _mm256_shuffle_epi8(high, code));
+                // Values 0..8 and 16..24, then 8..16 and 24..32.
+                let (a, b) = (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high));
+                let dst = dst.as_mut_ptr().cast::<__m256i>();
+                _mm256_storeu_si256(dst, _mm256_permute2x128_si256::<0x20>(a, b));
+                _mm256_storeu_si256(dst.add(1), _mm256_permute2x128_si256::<0x31>(a, b));
+            }
+        }
     }
 
     impl Simd for Avx512 {
@@ -600,6 +676,15 @@ mod x86 {
             let mut out = [0.0; 16];
             self.store(v, &mut out);
             out
+        }
+        // Memory is the limit already: AVX2 is there too.
+        #[inline(always)]
+        fn lookup(self, table: &[f32; 16], codes: &[u8], dst: &mut [f32]) {
+            Avx2(()).lookup(table, codes, dst);
+        }
+        #[inline(always)]
+        fn lookup_bf16(self, table: &[bf16; 16], codes: &[u8], dst: &mut [bf16]) {
+            Avx2(()).lookup_bf16(table, codes, dst);
         }
     }
 }

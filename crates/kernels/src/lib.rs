@@ -24,6 +24,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
+pub mod four_bit;
 pub mod gemm;
 pub mod lanes;
 pub mod memory;

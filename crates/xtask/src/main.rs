@@ -27,8 +27,8 @@ Commands:
   check       fmt --check, check-deps, clippy with warnings denied, docs; stops at the first that fails
   docs        API pages with warnings (broken links, missing docs) denied, and the links of the Markdown pages
   test        every test and doctest of the workspace, by cargo-nextest where it is installed
-  fixtures    writes the committed fixtures again: scripts/fixtures/*.py (needs torch and transformers; PYTHON names
-              the interpreter, python3 by default)
+  fixtures    writes the committed fixtures again: scripts/fixtures/*.py (needs torch, transformers, peft, bitsandbytes;
+              PYTHON names the interpreter, python3 by default)
   bench       --compare BASE [--rounds 3] [-- ARGS]: `tallow bench ARGS` of the working tree and of commit BASE in turn
               (training in f32 and bf16, and single ops, unless told), and the ratios of their medians
   help        this text
