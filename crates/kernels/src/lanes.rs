@@ -677,7 +677,7 @@ mod x86 {
             self.store(v, &mut out);
             out
         }
-        // Memory is the limit already: AVX2 is there too.
+        // By AVX2, which is there too.
         #[inline(always)]
         fn lookup(self, table: &[f32; 16], codes: &[u8], dst: &mut [f32]) {
             Avx2(()).lookup(table, codes, dst);

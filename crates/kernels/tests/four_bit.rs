@@ -1,5 +1,6 @@
 //! Weights of 4 bits: bit for bit what bitsandbytes makes of the tensors in `fixtures/bnb_4bit.safetensors`, written by
 //! `scripts/fixtures/bnb_4bit.py`, and every instruction set against the scalar code.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
 
 use half::bf16;
 use proptest::prelude::*;
@@ -115,7 +116,7 @@ fn by_definition<T: Bits>(four: &FourBit) -> Vec<T> {
     let absmax = four.absmax().values();
     let value = |i: usize| {
         let byte = four.codes()[i / 2];
-        let code = if i % 2 == 0 { byte >> 4 } else { byte & 15 };
+        let code = if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
         T::from_f32(four.kind().table()[usize::from(code)] * absmax[i / four.block()])
     };
     (0..four.len()).map(value).collect()

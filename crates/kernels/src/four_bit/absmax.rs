@@ -143,6 +143,6 @@ const fn map() -> [f32; 256] {
 /// Point `i` of `steps` equal ones from 0.1 to 1, counted from the nearer end: an f32 step, multiplied and added in one.
 const fn boundary(i: usize, steps: usize) -> f32 {
     let step = ((1.0 - 0.1f32) / steps as f32) as f64;
-    let point = if i < (steps + 1) / 2 { 0.1f32 as f64 + step * i as f64 } else { 1.0 - step * (steps - i) as f64 };
+    let point = if i < steps.div_ceil(2) { 0.1f32 as f64 + step * i as f64 } else { 1.0 - step * (steps - i) as f64 };
     point as f32
 }

@@ -6,9 +6,9 @@
 //! one scale for 256 blocks and the mean of all as offset, which brings 4.5 bits a weight to 4.127 at blocks of 64.
 //!
 //! Codes, scales and values equal those of bitsandbytes 0.50 on the CPU, bit for bit; only the offset may differ in its last
-//! bits, since the order of PyTorch's sum depends on the machine. Its CUDA code gives the same codes except on borders:
-//! there ties of FP4 go towards zero, a share is the product with an approximate reciprocal, and codes of 8 bits are the
-//! nearest ones, where the CPU first rounds to 65,536 steps.
+//! bits, since the order of PyTorch's sum depends on the machine. By its source its CUDA code differs in little: borders of
+//! FP4 are rounded and ties there go towards zero (here down), a small positive value of FP4 is +0 (here -0), and codes of
+//! 8 bits are the nearest ones, where the CPU first rounds to 65,536 steps.
 //!
 //! ```
 //! use tallow_kernels::{four_bit::{FourBit, Kind}, simd};
