@@ -248,8 +248,11 @@ fn files_are_found_as_for_text_but_plain_text_is_left_out() {
 /// Values of one column of a group of rows, with their levels.
 type Column<T> = (Vec<T>, Vec<i16>, Vec<i16>);
 
+/// Role, content and weight of a turn.
+type Turned<'a> = (&'a str, Option<&'a str>, Option<f64>);
+
 /// Conversations as other programs write them: a list of structs, one column a key, and `tools` as JSON text.
-fn parquet_file(path: &Path, chats: &[Vec<(&str, Option<&str>, Option<f64>)>], tools: &[Option<&str>]) {
+fn parquet_file(path: &Path, chats: &[Vec<Turned>], tools: &[Option<&str>]) {
     let schema = parse_message_type(
         "message m {
             optional group messages (LIST) { repeated group list { optional group element {
@@ -267,7 +270,7 @@ fn parquet_file(path: &Path, chats: &[Vec<(&str, Option<&str>, Option<f64>)>], t
         chats.iter().flat_map(|chat| chat.iter().enumerate().map(cell)).unzip()
     }
     let bytes = |s: &str| ByteArray::from(s.as_bytes().to_vec());
-    let pick = |f: &dyn Fn(&(&str, Option<&str>, Option<f64>)) -> Option<ByteArray>| -> Column<ByteArray> {
+    let pick = |f: &dyn Fn(&Turned) -> Option<ByteArray>| -> Column<ByteArray> {
         let cells: Vec<Vec<_>> = chats.iter().map(|chat| chat.iter().map(f).collect()).collect();
         let (def, rep) = levels(&cells);
         (cells.into_iter().flatten().flatten().collect(), def, rep)

@@ -269,7 +269,7 @@ fn whole_examples_are_held_out_and_copies_stay_together() {
     let options = ChatOptions { valid_fraction: 0.1, shard_tokens: 500, ..ChatOptions::default() };
     let report = prepare_chat(std::slice::from_ref(&file), &Utf8Chat, &out, &options, &mut |_| {}).unwrap();
     assert_eq!(report.train.documents + report.valid.documents, 300);
-    assert!((10..60).contains(&report.valid.documents) && report.valid.documents % 2 == 0, "{report:?}");
+    assert!((10..60).contains(&report.valid.documents) && report.valid.documents.is_multiple_of(2), "{report:?}");
     let ids = |split: &str| -> Vec<Vec<u32>> {
         let dataset = TokenDataset::open(&[out.join(split)]).unwrap();
         (0..dataset.num_documents()).map(|i| dataset.document(i).unwrap().to_vec()).collect()

@@ -205,10 +205,10 @@ fn packed_weights_give_what_their_values_give() {
         assert_eq!((packed.shape(), packed.dtype()), (frozen.shape(), dtype));
         let x = random((9, c), 1, 1.0).to_dtype(dtype).unwrap();
         let dy = random((9, o), 2, 1.0).to_dtype(dtype).unwrap();
-        let through = |weight: &Weight| run_recorded(&|x| linear(&x[0], weight, None), &[x.clone()], &dy);
+        let through = |weight: &Weight| run_recorded(&|x| linear(&x[0], weight, None), std::slice::from_ref(&x), &dy);
         let ((y, dx), (want, want_dx)) = (through(&packed), through(&frozen));
         assert_eq!((bits(&y), bits(&dx[0])), (bits(&want), bits(&want_dx[0])));
-        let candle = run(&|x| linear(&x[0], &packed, None), &[x.clone()], &dy);
+        let candle = run(&|x| linear(&x[0], &packed, None), std::slice::from_ref(&x), &dy);
         assert_eq!(bits(&candle.1[0]), bits(&dx[0]));
         let ids = Tensor::new(&[3u32, 49, 0, 3], &Device::Cpu).unwrap();
         let rows = |weight: &Weight| bits(&no_grad(|| embedding(&ids, weight)).unwrap());

@@ -79,7 +79,7 @@ pub enum Artifact {
     /// What was trained beside a model that stays as it was, as a PEFT directory.
     Adapter {
         /// The adapter.
-        plan: AdapterPlan,
+        plan: Box<AdapterPlan>,
         /// Parameters of the base.
         base: Vec<ParamSpec>,
         /// What the base is called.

@@ -242,7 +242,7 @@ impl Run {
         let artifact = match &self.adapter {
             None => Artifact::Model(parse_config_strict(&self.config_value)?.config),
             Some(plan) => Artifact::Adapter {
-                plan: plan.clone(),
+                plan: Box::new(plan.clone()),
                 base: self.base_specs,
                 base_model: self.resolved.run.model.from.clone().unwrap_or_default(),
                 notes: notes(self.config.as_ref(), self.conversations.as_ref()),

@@ -236,7 +236,7 @@ fn units_of(matcher: &AddedMatcher, text: &str, as_text: &[Range<usize>]) -> Res
         _ => units.push(Unit { range, token }),
     };
     let mut at = 0;
-    for fake in as_text.iter().cloned().chain([text.len()..text.len()]) {
+    for fake in as_text.iter().cloned().chain(std::iter::once(text.len()..text.len())) {
         matcher.ranges(&text[at..fake.start], true, &mut |range, token| {
             push(at + range.start..at + range.end, token);
             Ok(())

@@ -11,12 +11,15 @@ use super::cut::Cutter;
 use super::marks;
 use crate::error::{Error, Result};
 
+/// A turn by its index, and where it stands.
+type Span = (usize, Range<usize>);
+
 /// The text of a conversation and the spans in it of the messages that are `wanted`, by index, in order.
 pub(crate) fn find(
     conversation: &Conversation<'_>,
     cutter: &Cutter,
     wanted: &dyn Fn(usize) -> bool,
-) -> Result<(String, Vec<(usize, Range<usize>)>)> {
+) -> Result<(String, Vec<Span>)> {
     let text = conversation.whole()?;
     let mut finder = Finder { conversation, specials: cutter.written(&text)?, blocks: Vec::new(), text };
     if conversation.template.marks_generation() {
