@@ -58,6 +58,7 @@ impl<'a> AdapterFill<'a> {
 impl Fill for AdapterFill<'_> {
     fn fill(&self, spec: &ParamSpec, out: &mut [f32]) -> Result<()> {
         match &self.source {
+            Source::Files(files) if files.holds_base(spec) => files.fill(spec, out),
             _ if !self.plan.is_trained(spec) => self.base.fill(spec, out),
             Source::Files(files) => files.fill(spec, out),
             Source::New(random) => match self.plan.adapter_module(&spec.name) {

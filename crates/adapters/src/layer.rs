@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use candle_core::Tensor;
 use tallow_nn::{Embedding, Error, ForwardContext, Head, HeadMatrix, Linear, LinearSpec, Lookup, Projection, Result};
 use tallow_ops::{
-    LoraWeights, Weight, composed_of, embedding, linear, lora_linear, merge_lora, merged_norms, scale_outputs,
-    stream_of,
+    LoraWeights, Weight, composed_of, embedding, linear, lora_linear, merge_lora, merged_norms, residual_add,
+    scale_outputs, stream_of,
 };
 
 /// `y = x W^T + b + s (x A^T) B^T`, and with magnitudes `m` DoRA's `m / |W + s B A| (x W^T + s (x A^T) B^T) + b`, where the
@@ -98,7 +98,8 @@ impl Lookup for LoraEmbedding {
         let y = self.base.forward(ids, cx)?;
         let down = embedding(ids, &self.lora.a)?;
         let z = linear(&down, &self.lora.b, None)?;
-        Ok(composed_of("lora-embedding", &[&y, &z], |x| &x[0] + (&x[1] * self.lora.scale)?)?)
+        let z = composed_of("lora-embedding", &[&z], |z| &z[0] * self.lora.scale)?;
+        Ok(residual_add(&y, &z)?)
     }
 
     fn weight(&self) -> &Weight {

@@ -166,6 +166,16 @@ impl PeftAdapter {
                     return Err(Error::files(file, format!("tensor `{name}`: `{part}` is not supported")));
                 }
                 used.insert(name.to_owned());
+            } else if let Some(plain) = base_layer(inner) {
+                match by_name.get(plain.as_str()) {
+                    Some(spec) if self.tensors.info(name).is_some_and(|info| info.shape == spec.stored_shape()) => {}
+                    Some(spec) => {
+                        let (shape, made_for) = (spec.stored_shape(), self.made_for());
+                        let reason = format!("tensor `{name}`: that of this model is {shape:?}{made_for}");
+                        return Err(Error::files(file, reason));
+                    }
+                    None => return Err(self.foreign(name)),
+                }
             } else {
                 let plain = inner.replace(".modules_to_save.", ".");
                 if !by_name.contains_key(plain.as_str()) {
@@ -192,8 +202,24 @@ impl PeftAdapter {
         Ok(plan)
     }
 
+    fn made_for(&self) -> String {
+        self.base_model().map(|base| format!("; it was made for {base}")).unwrap_or_default()
+    }
+
+    /// Whether the files hold the values of a parameter of the base: PEFT saves the embedding that an adapter stands beside.
+    pub(crate) fn holds_base(&self, spec: &ParamSpec) -> bool {
+        self.base_tensor(&spec.name).is_some()
+    }
+
+    fn base_tensor(&self, parameter: &str) -> Option<(String, &tallow_formats::TensorInfo)> {
+        let (module, leaf) = parameter.rsplit_once('.')?;
+        let name = format!("{PREFIX}{module}.base_layer.{leaf}");
+        let info = self.tensors.info(&name)?;
+        Some((name, info))
+    }
+
     fn foreign(&self, name: &str) -> Error {
-        let made_for = self.base_model().map(|base| format!("; it was made for {base}")).unwrap_or_default();
+        let made_for = self.made_for();
         Error::files(self.tensors.path(), format!("tensor `{name}`: this model has no such module{made_for}"))
     }
 
@@ -209,7 +235,7 @@ impl PeftAdapter {
         };
         let dims = if embedding { (rows, columns) } else { (columns, rows) };
         if d_in != dims.0 || rank == 0 {
-            let made_for = self.base_model().map(|base| format!("; it was made for {base}")).unwrap_or_default();
+            let made_for = self.made_for();
             let reason =
                 format!("tensor `{name}` is {shape:?}, but `{module}` of this model takes {}{made_for}", dims.0);
             return Err(Error::files(file, reason));
@@ -236,7 +262,8 @@ impl PeftAdapter {
                     return Err(Error::files(file, format!("tensor `{name}` is missing; fetch the adapter again")));
                 };
                 if info.shape != spec.stored_shape() {
-                    let reason = format!("tensor `{name}` is {:?} but {:?} is needed", info.shape, spec.stored_shape());
+                    let (is, needed, made_for) = (&info.shape, spec.stored_shape(), self.made_for());
+                    let reason = format!("tensor `{name}` is {is:?} but {needed:?} is needed{made_for}");
                     return Err(Error::files(file, reason));
                 }
                 wanted.insert(name);
@@ -270,7 +297,10 @@ impl PeftAdapter {
                 return (older, Some(info));
             }
         }
-        (name, None)
+        match self.base_tensor(parameter) {
+            Some((name, info)) => (name, Some(info)),
+            None => (name, None),
+        }
     }
 
     fn number(&self, key: &str) -> Option<f64> {
@@ -295,6 +325,11 @@ impl PeftAdapter {
         }
         Ok(None)
     }
+}
+
+/// The parameter that `NAME.base_layer.weight` holds.
+fn base_layer(name: &str) -> Option<String> {
+    name.contains(".base_layer.").then(|| name.replace(".base_layer.", "."))
 }
 
 /// Keys of newer versions of PEFT with the values that mean nothing.
