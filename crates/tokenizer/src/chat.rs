@@ -20,7 +20,8 @@ use serde_json::{Map, Value};
 pub use encoder::ChatEncoder;
 pub(crate) use template::NamedTemplates;
 
-/// One turn of a conversation, as chat templates see it.
+/// One turn of a conversation, as chat templates see it: a dictionary with its role first, then its content, then the
+/// further keys in their order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant`, `tool`, or whatever else the template knows.

@@ -65,6 +65,11 @@ fn deep_and_large_templates() {
     let large = format!("{{{{ messages[0].content }}}}{}", "x".repeat((1 << 20) - 40));
     assert!(render(&large).unwrap().starts_with("Hixxx"));
     assert!(matches!(render(&format!("{large}{large}")), Err(Error::TemplateSyntax { .. })));
+    let endless = "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% for j in range(9) %}\
+                   {% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+    assert_eq!(render(endless).unwrap(), "");
+    assert_eq!(render(&"{% set x = [x] %}".repeat(50_000)).unwrap(), "");
+    assert!(render(&format!("{}{}", "{% if x %}{% elif x %}", "{% elif x %}".repeat(50_000))).is_err());
     let nested = "{% set ns = namespace(x=[]) %}{% for i in range(2000) %}{% set ns.x = [ns.x] %}{% endfor %}";
     assert!(render(&format!("{nested}{{{{ ns.x }}}}")).is_err());
     assert!(render(&format!("{nested}{{{{ ns.x | tojson }}}}")).is_err());

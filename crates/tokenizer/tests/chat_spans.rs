@@ -126,11 +126,11 @@ fn a_token_across_a_border_is_cut() {
 fn no_space_is_added_to_an_answer() {
     for tokenizer in [&*PIECES, &*UNIGRAM] {
         let encoder = tokenizer.chat_encoder_with("alpaca").unwrap();
-        let messages = [Message::new("user", "who is there"), Message::new("assistant", "a dog and a dog")];
+        let messages = [Message::new("user", "the river walks"), Message::new("assistant", "under a river stone")];
         let chat = encoder.encode_spans(&messages, &ChatOptions::default(), &assistant(&messages)).unwrap();
         let span = chat.spans[0].1.clone();
         let bytes: Vec<u8> = chat.ids[span.clone()].iter().flat_map(|&id| tokenizer.token_bytes(id).unwrap()).collect();
-        assert_eq!(String::from_utf8(bytes).unwrap().trim_end_matches("</s>"), "a dog and a dog");
+        assert_eq!(String::from_utf8(bytes).unwrap().trim_end_matches("</s>"), "under a river stone");
         let prompt = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
         assert_eq!(chat.ids[..span.start], encoder.encode(&messages[..1], &prompt).unwrap());
     }

@@ -141,6 +141,16 @@ impl Finder<'_, '_> {
         if turn.len() <= start || !self.text.starts_with(&turn) {
             return None;
         }
+        // The first token behind the content: a template may write more at the end of all, as EOS.
+        let content = self.content(index).trim();
+        let behind = |from: usize| {
+            let next = self.specials.iter().find(|s| s.start >= from && s.end <= turn.len())?;
+            self.text[from..next.start].trim().is_empty().then_some(next.end)
+        };
+        let places = self.text[start..turn.len()].rmatch_indices(content).filter(|_| !content.is_empty());
+        if let Some(end) = places.map(|(at, _)| start + at + content.len()).find_map(behind) {
+            return Some(start..end);
+        }
         let visible = start + self.text[start..turn.len()].trim_end().len();
         // The last token of the turn, if nothing but white space follows, ends it.
         let last = self.specials.iter().rfind(|s| start <= s.start && s.end <= turn.len());

@@ -70,6 +70,9 @@ struct Inner {
     source: String,
     env: Environment<'static>,
     marks_generation: bool,
+    /// Whether values may be put into one another more often than a common stack can drop them: in a loop only a
+    /// namespace keeps them, otherwise each step is there in the source.
+    may_nest: bool,
 }
 
 /// What `raise_exception` was called with, to be told from errors of the template itself.
@@ -98,9 +101,9 @@ impl ChatTemplate {
         compiled
             .map_err(|reason| fail(1, reason))?
             .map_err(|e| fail(e.line().unwrap_or(1), e.detail().map_or_else(|| e.to_string(), str::to_string)))?;
-        Ok(Self {
-            inner: Arc::new(Inner { name: name.to_string(), source: source.to_string(), env, marks_generation }),
-        })
+        let may_nest = source.contains("namespace") || source.len() > 1 << 16;
+        let (name, source) = (name.to_string(), source.to_string());
+        Ok(Self { inner: Arc::new(Inner { name, source, env, marks_generation, may_nest }) })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -130,7 +133,8 @@ impl ChatTemplate {
             env.add_global(OPEN, open.to_string());
             env.add_global(CLOSE, close.to_string());
         }
-        let rendered = guarded(|| env.get_template(NAME).and_then(|t| t.render(Value::from_iter(variables))));
+        let step = || guarded(|| env.get_template(NAME).and_then(|t| t.render(Value::from_iter(variables))));
+        let rendered = if self.inner.may_nest { deep(step) } else { step() };
         match rendered {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(error)) => Err(self.explain(&error)),
@@ -155,7 +159,8 @@ impl ChatTemplate {
     }
 }
 
-/// Runs `step` on a thread whose stack a template of the largest size cannot overflow: the engine parses by recursion.
+/// Runs `step` on a thread whose stack a template of the largest size cannot overflow: the engine parses, and drops values
+/// that hold one another, by recursion.
 fn deep<T: Send>(step: impl FnOnce() -> std::result::Result<T, String> + Send) -> std::result::Result<T, String> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, step);
