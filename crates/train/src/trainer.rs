@@ -164,7 +164,10 @@ impl Trainer {
         let scored_on = self.validation.as_ref().map(Validation::identity);
         // The best of other text is no longer the one to beat, but it is kept until another takes its place.
         match (&self.state.scored_on, &scored_on) {
-            (Some(was), Some(is)) if was != is => (self.state.best_loss, self.state.scored_on) = (None, scored_on),
+            (Some(was), Some(is)) if was != is => {
+                (self.state.best_loss, self.state.scored_on) = (None, scored_on);
+                self.state.worse_in_a_row = 0;
+            }
             (None, Some(_)) => self.state.scored_on = scored_on,
             _ => {}
         }
