@@ -104,6 +104,32 @@ fn an_adapter_is_trained_resumed_used_and_merged() {
 }
 
 #[test]
+fn a_base_of_four_bits_is_resumed_bit_for_bit() {
+    let dir = school();
+    let at = dir.path();
+    let set = ["adapter.quantize=nf4"];
+    stdout(&finetune(at, &set, &[]));
+    let adapter = at.join("tuned/final/adapter_model.safetensors");
+    let (whole, told) = (fs::read(&adapter).expect("an adapter"), trajectory(&at.join("tuned")));
+    for name in names(&at.join("tuned/checkpoints")).iter().filter(|name| *name != "step-2") {
+        fs::remove_dir_all(at.join("tuned/checkpoints").join(name)).expect("removed");
+    }
+    fs::remove_dir_all(at.join("tuned/final")).expect("removed");
+    fails(&finetune(at, &[], &["--resume"]), 2, &["adapter.quantize", "nf4"]);
+    fails(&finetune(at, &["adapter.quantize=fp4"], &["--resume"]), 2, &["adapter.quantize", "nf4"]);
+    stdout(&finetune(at, &set, &["--resume"]));
+    assert!(fs::read(&adapter).expect("an adapter") == whole, "other weights after resuming");
+    assert_eq!(trajectory(&at.join("tuned")), told);
+
+    stdout(&finetune(at, &["output=plain"], &[]));
+    assert_ne!(trajectory(&at.join("plain")), told, "4 bits change the losses");
+    fails(&finetune(at, &["output=x", "adapter.quantize=q9"], &[]), 2, &["quantize", "q9", "nf4"]);
+    fails(&finetune(at, &["output=x", "adapter.quantize=gguf"], &[]), 2, &["adapter.quantize", "no quantized blocks"]);
+    let block = ["output=x", "adapter.quantize=nf4", "adapter.quantize_block=48"];
+    fails(&finetune(at, &block, &[]), 2, &["adapter.quantize_block", "48", "power of two"]);
+}
+
+#[test]
 fn dora_full_weights_and_early_stopping_run() {
     let dir = school();
     let at = dir.path();

@@ -4,15 +4,18 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tallow_formats::TensorSource;
-use tallow_formats::gguf::GgufFile;
+use tallow_formats::gguf::{GgmlType, GgufFile};
 use tallow_formats::hf::ModelDir;
-use tallow_nn::{Fill, ParamSpec};
+use tallow_formats::{DType, TensorSource};
+use tallow_nn::{Fill, GgmlMatrix, ParamSpec};
 
 use crate::{Error, ModelConfig, Result, gguf, parse_config};
 
 /// Tensors that checkpoints carry and models compute: nothing is lost by leaving them.
 const COMPUTED: &[&str] = &[".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
+
+/// Name in the file, type of the blocks, rows and columns.
+pub(crate) type StoredBlocks = (String, GgmlType, (usize, usize));
 
 /// How a file names its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +139,32 @@ impl Checkpoint {
             )));
         }
         Ok(name)
+    }
+
+    /// The blocks of a matrix as they lie in a GGUF file; `None` where it is stored as plain numbers.
+    ///
+    /// # Errors
+    /// If the files do not have the parameter in that shape.
+    pub fn stored_blocks(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<GgmlMatrix>> {
+        let Some((name, kind, dims)) = self.stored_kind(spec)? else { return Ok(None) };
+        let mut bytes = self.source.bytes(&name)?.to_vec();
+        if let Some(heads) = self.heads_of(spec) {
+            gguf::unpermute(&mut bytes, heads, self.source.bytes(&name)?.len() / dims.0);
+        }
+        GgmlMatrix::new(kind, dims, bytes).map(Some)
+    }
+
+    /// Name, type and dimensions of a matrix that is stored in blocks.
+    pub(crate) fn stored_kind(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<StoredBlocks>> {
+        if self.naming != Naming::Gguf {
+            return Ok(None);
+        }
+        let name = self.locate(spec)?;
+        let info = self.source.info(&name).map(|info| (info.dtype, info.shape.as_slice()));
+        Ok(match info {
+            Some((DType::Ggml(kind), &[rows, columns])) => Some((name, kind, (rows, columns))),
+            _ => None,
+        })
     }
 
     fn heads_of(&self, spec: &ParamSpec) -> Option<usize> {

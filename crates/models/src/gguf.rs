@@ -178,11 +178,12 @@ pub(crate) fn tensor_name(hf: &str) -> Option<String> {
 }
 
 /// Undoes llama.cpp's reordering of query and key rows: it stores rotary pairs next to each other, `(h, i, half)`;
-/// Hugging Face keeps the halves apart, `(h, half, i)`. `rows` holds `num_heads * head_dim` rows of `cols` values.
-pub(crate) fn unpermute(rows: &mut [f32], num_heads: usize, cols: usize) {
+/// Hugging Face keeps the halves apart, `(h, half, i)`. `rows` holds `num_heads * head_dim` rows of `cols` values, or of as
+/// many bytes of blocks.
+pub(crate) fn unpermute<T: Copy + Default>(rows: &mut [T], num_heads: usize, cols: usize) {
     let head = rows.len() / num_heads;
     let pairs = head / cols / 2;
-    let mut scratch = vec![0f32; head];
+    let mut scratch = vec![T::default(); head];
     for rows in rows.chunks_exact_mut(head) {
         for i in 0..pairs {
             for half in 0..2 {

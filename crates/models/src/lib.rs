@@ -31,6 +31,7 @@ mod error;
 mod families;
 mod gguf;
 mod preset;
+mod quantize;
 mod registry;
 mod save;
 
@@ -41,5 +42,6 @@ pub use error::{Error, Result};
 pub use families::gpt2::Gpt2Config;
 pub use families::llama::LlamaConfig;
 pub use preset::{Preset, preset_names};
+pub use quantize::{Quantization, QuantizeConfig, QuantizedBase};
 pub use registry::{Family, families, parse_config, parse_config_strict};
 pub use save::save_model;

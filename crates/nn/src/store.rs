@@ -57,6 +57,12 @@ pub trait Pack: Sync {
     /// # Errors
     /// If its values cannot be had, or it cannot be packed as asked.
     fn pack(&self, spec: &ParamSpec, fill: &dyn Fill) -> Result<Option<Arc<dyn PackedMatrix>>>;
+
+    /// Bytes of what [`pack`](Self::pack) will make of `spec`, before there are values.
+    ///
+    /// # Errors
+    /// If it cannot be packed as asked.
+    fn planned_bytes(&self, spec: &ParamSpec) -> Result<Option<usize>>;
 }
 
 /// How a store holds its parameters.

@@ -7,6 +7,7 @@ use tallow_kernels::memory::unspecified;
 use tallow_kernels::simd;
 
 use crate::gradients::{Backward, Gradients, Saved, Saves};
+use crate::head_rows::{HeadRows, unpacked_rows};
 use crate::operand::{Scalar, check_dtype, composed, mutate, on_cpu, view, with_dtype};
 use crate::tape::{composed_of, dense, finish, is_tracked};
 use crate::trace::{self, Cost};
@@ -150,14 +151,18 @@ fn chunk_rows(v: usize) -> usize {
 }
 
 /// Bytes that [`linear_cross_entropy`] holds at its worst moment besides its result, for `tokens` rows of `hidden` channels
-/// in `dtype`. On a CPU without bf16 products the head and the gradient of the logits are widened as well.
-pub fn cross_entropy_workspace(tokens: usize, hidden: usize, vocab: usize, dtype: DType) -> usize {
-    let logits = chunk_rows(vocab).min(tokens) * vocab;
-    match dtype {
-        DType::BF16 if tallow_kernels::peak::native_bf16() => 6 * logits,
-        DType::BF16 => 10 * logits + 4 * vocab * hidden,
-        _ => 4 * logits,
-    }
+/// in `dtype`. On a CPU without bf16 products the head and the gradient of the logits are widened as well. Of a `packed` head
+/// some rows are unpacked at a time.
+pub fn cross_entropy_workspace(tokens: usize, hidden: usize, vocab: usize, dtype: DType, packed: bool) -> usize {
+    let rows = chunk_rows(vocab).min(tokens);
+    let (logits, some) = (rows * vocab, unpacked_rows(vocab, hidden));
+    let unpacked = if packed { some * (hidden * dtype.size_in_bytes() + 8 * rows) + 4 * rows * hidden } else { 0 };
+    unpacked
+        + match dtype {
+            DType::BF16 if tallow_kernels::peak::native_bf16() => 6 * logits,
+            DType::BF16 => 10 * logits + 4 * hidden * if packed { some } else { vocab },
+            _ => 4 * logits,
+        }
 }
 
 struct Job<'a> {
@@ -183,20 +188,23 @@ struct Sums {
 
 impl Job<'_> {
     fn run<T: Scalar>(&self, x: &Tensor, weight: &Weight) -> Result<CrossEntropy> {
-        let value = weight.value()?.detach().contiguous()?;
-        let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), value.storage_and_layout());
-        let (x_values, w_values) = (view::<T>(&xs, xl)?, view::<T>(&ws, wl)?);
+        HeadRows::<T>::with(weight, |head| self.run_with(x, weight, head))
+    }
+
+    fn run_with<T: Scalar>(&self, x: &Tensor, weight: &Weight, head: &HeadRows<T>) -> Result<CrossEntropy> {
+        let (xs, xl) = x.storage_and_layout();
+        let x_values = view::<T>(&xs, xl)?;
         let mut dx = is_tracked(x).then(|| unspecified(self.n * self.c));
         let (sums, dw) = match (weight.needs_grad(), weight.grad()) {
             (true, Some(slot)) => {
-                let sums = mutate(slot, |dw| Ok(self.chunks(x_values, w_values, dx.as_deref_mut(), Some(dw))))?;
+                let sums = mutate(slot, |dw| self.chunks(x_values, head, dx.as_deref_mut(), Some(dw)))?;
                 (sums, None)
             }
             (true, _) => {
                 let mut dw = vec![0f32; self.v * self.c];
-                (self.chunks(x_values, w_values, dx.as_deref_mut(), Some(&mut dw)), Some(dw))
+                (self.chunks(x_values, head, dx.as_deref_mut(), Some(&mut dw))?, Some(dw))
             }
-            (false, _) => (self.chunks(x_values, w_values, dx.as_deref_mut(), None), None),
+            (false, _) => (self.chunks(x_values, head, dx.as_deref_mut(), None)?, None),
         };
         let &CrossEntropyOptions { scale, z_loss, label_smoothing: s, .. } = self.options;
         let value = scale * ((1.0 - s) * sums.nll + s * sums.spread + z_loss * sums.lse_squares);
@@ -210,7 +218,13 @@ impl Job<'_> {
         Ok(CrossEntropy { loss, nll_sum: sums.nll, weight_sum: sums.weights, num_targets: sums.targets })
     }
 
-    fn chunks<T: Scalar>(&self, x: &[T], w: &[T], mut dx: Option<&mut [T]>, mut dw: Option<&mut [f32]>) -> Sums {
+    fn chunks<T: Scalar>(
+        &self,
+        x: &[T],
+        head: &HeadRows<T>,
+        mut dx: Option<&mut [T]>,
+        mut dw: Option<&mut [f32]>,
+    ) -> Result<Sums> {
         let (level, &Self { n, c, v, chunk, options, .. }) = (simd::level(), self);
         let mut logits = unspecified(chunk.min(n) * v);
         let mut losses = vec![kernels::RowLoss::default(); chunk.min(n)];
@@ -220,7 +234,7 @@ impl Job<'_> {
             let rows = chunk.min(n - start);
             let targets = &self.targets[start..start + rows];
             let (x, logits, losses) = (&x[start * c..][..rows * c], &mut logits[..rows * v], &mut losses[..rows]);
-            T::nt_f32(rows, v, c, x, w, logits);
+            head.logits((rows, c, v), x, logits)?;
             let smoothed = options.label_smoothing > 0.0;
             let weights = self.weights.map(|weights| &weights[start..start + rows]);
             kernels::row_losses(level, logits, v, (targets, options.ignore_index), smoothed, losses);
@@ -243,13 +257,13 @@ impl Job<'_> {
             let rows_of = Rows { level, v, targets, ignore: options.ignore_index, losses, weights, factors };
             let g = T::logit_gradients(&rows_of, logits, &mut rounded);
             if let Some(dx) = dx.as_deref_mut() {
-                T::nn(rows, c, v, g, w, &mut dx[start * c..][..rows * c], false);
+                head.input_gradient((rows, c, v), g, &mut dx[start * c..][..rows * c])?;
             }
             if let Some(dw) = dw.as_deref_mut() {
                 T::tn_add(v, c, rows, g, x, dw);
             }
         }
-        sums
+        Ok(sums)
     }
 }
 
@@ -355,14 +369,14 @@ fn logits(x: &Tensor, weight: &Weight, (n, c, v): (usize, usize, usize)) -> Resu
     if !on_cpu(x) {
         return reference::linear(x, &weight.value()?, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
     }
-    fn run<T: Scalar>(x: &Tensor, w: &Tensor, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {
-        let ((xs, xl), (ws, wl)) = (x.storage_and_layout(), w.storage_and_layout());
-        let mut logits = unspecified(n * v);
-        T::nt_f32(n, v, c, view::<T>(&xs, xl)?, view::<T>(&ws, wl)?, &mut logits);
+    fn run<T: Scalar>(x: &Tensor, w: &Weight, sizes: (usize, usize, usize)) -> Result<Vec<f32>> {
+        let (xs, xl) = x.storage_and_layout();
+        let mut logits = unspecified(sizes.0 * sizes.2);
+        HeadRows::<T>::with(w, |head| head.logits(sizes, view::<T>(&xs, xl)?, &mut logits))?;
         Ok(logits)
     }
-    let (x, w) = (dense(x)?, weight.value()?.detach().contiguous()?);
-    with_dtype!("logprobs_top", x.dtype(), T => run::<T>(&x, &w, (n, c, v)))
+    let x = dense(x)?;
+    with_dtype!("logprobs_top", x.dtype(), T => run::<T>(&x, weight, (n, c, v)))
 }
 
 /// Ids of the `k` largest values, largest first, equal ones by id.

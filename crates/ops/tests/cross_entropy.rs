@@ -3,7 +3,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use tallow_ops::{
-    CrossEntropyOptions, IGNORE_INDEX, Weight, composed_of, linear_cross_entropy, logprobs_top, no_grad, reference,
+    CrossEntropyOptions, FourBitKind, IGNORE_INDEX, Weight, composed_of, linear_cross_entropy, logprobs_top, no_grad,
+    reference,
 };
 use tallow_testkit::{CROSS_ENTROPY, assert_close, compare, finite_differences, random, slot_sum, trainable, values};
 
@@ -140,4 +141,42 @@ fn what_does_not_fit_is_an_error() {
     assert!(bad(&x, &w.to_dtype(DType::BF16).unwrap(), vec![0; 4]).contains("dtype"));
     assert!(logprobs_top(&x, &w.clone().into(), &[0, 0, 0, 9], 1).unwrap_err().to_string().contains("target 9"));
     assert!(logprobs_top(&x, &w.into(), &[0], 1).unwrap_err().to_string().contains("4 rows"));
+}
+
+/// Rows in 4 bits, a packed head of several parts.
+fn packed_head(v: usize, c: usize, dtype: DType) -> (Weight, Weight) {
+    let wide = values(&random((v, c), 2, 1.0));
+    let four = tallow_ops::quantize_four_bit(&wide, &[v, c], FourBitKind::Nf4, 64, true).unwrap();
+    let packed = Weight::packed(std::sync::Arc::new(four), dtype).unwrap();
+    let plain = Weight::frozen(packed.value().unwrap());
+    (packed, plain)
+}
+
+#[test]
+fn a_packed_head_is_that_of_its_values() {
+    // Parts of 1,024 rows, the last of 452.
+    let (n, c, v) = (70, 2048, 2500);
+    let t = targets(n, v, 7);
+    let options = CrossEntropyOptions { scale: 1.0 / n as f64, chunk: Some(64), ..CrossEntropyOptions::default() };
+    for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 8e-3)] {
+        let (packed, plain) = packed_head(v, c, dtype);
+        let x = random((n, c), 1, 0.1).to_dtype(dtype).unwrap();
+        let run = |weight: &Weight| {
+            let x = Var::from_tensor(&x).unwrap();
+            let loss = linear_cross_entropy(x.as_tensor(), weight, &t, &options).unwrap();
+            let dx = loss.loss.backward().unwrap().get(x.as_tensor()).unwrap().to_dtype(DType::F32).unwrap();
+            (loss.nll_sum, values(&dx))
+        };
+        let ((a, da), (b, db)) = (run(&packed), run(&plain));
+        assert!((a - b).abs() <= 1e-6 * b.abs(), "{dtype:?}: {a} and {b}");
+        let largest = db.iter().fold(0f32, |most, x| most.max(x.abs()));
+        let apart = da.iter().zip(&db).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(largest > 0.0 && apart <= tolerance * largest, "{dtype:?}: {apart:e} of {largest:e}");
+        let ids: Vec<u32> = (0..n as u32).collect();
+        let (a, b) = (logprobs_top(&x, &packed, &ids, 3).unwrap(), logprobs_top(&x, &plain, &ids, 3).unwrap());
+        for (a, b) in a.iter().zip(&b) {
+            assert!((a.target - b.target).abs() <= 1e-5, "{a:?} {b:?}");
+            assert_eq!(a.top.iter().map(|t| t.0).collect::<Vec<_>>(), b.top.iter().map(|t| t.0).collect::<Vec<_>>());
+        }
+    }
 }

@@ -254,7 +254,12 @@ impl Checkpoints {
                 }
                 if let (Some(was), true) = (files.notes(), files.notes() != Some(notes)) {
                     let differs = was.as_object().into_iter().flatten().find(|(key, was)| notes.get(key) != Some(was));
-                    let key = differs.map_or("base", |(key, _)| key.as_str());
+                    let key = differs.map_or("base_quantization", |(key, _)| key.as_str());
+                    if key == "base_quantization" {
+                        let was = was.get(key).unwrap_or(&Value::Null);
+                        let reason = format!("the run was started with {was}; set it back, or choose another `output`");
+                        return Err(Error::config("adapter.quantize", notes.get(key).unwrap_or(&Value::Null), reason));
+                    }
                     let reason =
                         format!("the run was started with another `{key}`; set it back, or choose another `output`");
                     return Err(Error::config("model.from", base_model, reason));

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tallow_adapters::AdapterPlan;
 use tallow_models::ModelConfig;
-use tallow_nn::{ParamSpec, Role};
+use tallow_nn::{Pack, ParamSpec, Role};
 
 use crate::backward::ActivationCheckpointing;
 use crate::config::TrainDtype;
@@ -52,6 +52,8 @@ pub struct Held {
     pub packed: u64,
     /// Elements of the largest packed matrix, which is unpacked at the worst moment.
     pub unpacked: u64,
+    /// Whether the head is packed: it is never unpacked whole.
+    pub packed_head: bool,
     /// Elements that a token leaves behind in each block for adapters.
     pub adapter_activations: u64,
     /// Elements of the largest matrix that an adapter of the head makes anew, and its gradient.
@@ -64,22 +66,42 @@ impl Held {
         Self { trained: specs.iter().map(|s| s.num_elements() as u64).sum(), ..Self::default() }
     }
 
-    /// An adapter of a model of `num_layers` blocks; `specs` are those of the adapted model. What is packed is not known here.
-    pub fn adapted(plan: &AdapterPlan, specs: &[ParamSpec], num_layers: usize) -> Self {
-        let elements = |trained: bool| -> u64 {
-            specs.iter().filter(|s| plan.is_trained(s) == trained).map(|s| s.num_elements() as u64).sum()
-        };
+    /// An adapter of a model of `num_layers` blocks, whose frozen matrices `pack` packs; `specs` are those of the adapted model.
+    ///
+    /// # Errors
+    /// If one cannot be packed as asked.
+    pub fn adapted(
+        plan: &AdapterPlan,
+        specs: &[ParamSpec],
+        num_layers: usize,
+        pack: Option<&dyn Pack>,
+    ) -> tallow_nn::Result<Self> {
+        let mut held = Self::default();
+        for spec in specs {
+            let elements = spec.num_elements() as u64;
+            let bytes = match pack {
+                Some(pack) if !plan.is_trained(spec) => pack.planned_bytes(spec)?,
+                _ => None,
+            };
+            match bytes {
+                _ if plan.is_trained(spec) => held.trained += elements,
+                None => held.frozen += elements,
+                Some(bytes) => {
+                    held.packed += bytes as u64;
+                    match spec.role {
+                        Role::Embed | Role::Head => held.packed_head = true,
+                        _ => held.unpacked = held.unpacked.max(elements),
+                    }
+                }
+            }
+        }
         let dropped = |d_in: usize| if plan.config().dropout > 0.0 { d_in } else { 0 };
         let kept: usize = plan.modules().filter(|(_, m)| !m.embedding).map(|(_, m)| m.rank + dropped(m.dims.0)).sum();
         let head =
             specs.iter().find(|s| s.role == Role::Head && plan.modules().any(|(m, _)| s.name == format!("{m}.weight")));
-        Self {
-            trained: elements(true),
-            frozen: elements(false),
-            adapter_activations: (kept / num_layers.max(1)) as u64,
-            merged_head: head.map_or(0, |s| 2 * s.num_elements() as u64),
-            ..Self::default()
-        }
+        held.adapter_activations = (kept / num_layers.max(1)) as u64;
+        held.merged_head = head.map_or(0, |s| 2 * s.num_elements() as u64);
+        Ok(held)
     }
 }
 
@@ -110,6 +132,7 @@ impl MemoryPlan {
             shape.hidden_size,
             shape.vocab_size,
             step.dtype.into(),
+            held.packed_head,
         ) as u64
             + 3 * input;
         Self {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tallow_adapters::AdapterPlan;
 use tallow_models::ModelConfig;
-use tallow_nn::ParamSpec;
+use tallow_nn::{Pack, ParamSpec};
 
 use crate::config::RunConfig;
 use crate::plan::{Held, MemoryPlan, StepShape, fitting_micro_batch};
@@ -48,7 +48,7 @@ pub struct Resolved {
 
 impl Resolved {
     /// Decides what `run` leaves open for the model `config` with parameters `specs`, of which `adapter`, if there is one,
-    /// trains its own.
+    /// trains its own beside what `pack` packs.
     ///
     /// # Errors
     /// For any value or combination that cannot run: key, value, reason and a working value.
@@ -57,6 +57,7 @@ impl Resolved {
         config: &dyn ModelConfig,
         specs: &[ParamSpec],
         adapter: Option<&AdapterPlan>,
+        pack: Option<&dyn Pack>,
         facts: Facts,
     ) -> Result<Self> {
         run.validate()?;
@@ -78,7 +79,7 @@ impl Resolved {
             checkpointing: run.train.activation_checkpointing,
         };
         let held = match adapter {
-            Some(plan) => Held::adapted(plan, specs, config.shape().num_layers),
+            Some(plan) => Held::adapted(plan, specs, config.shape().num_layers, pack)?,
             None => Held::trained(specs),
         };
         let earlier = facts.earlier_micro_batch.filter(|&rows| rows > 0 && batch.is_multiple_of(rows));

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use sha2::Digest;
 use tallow_adapters::AdapterPlan;
 use tallow_data::{CacheOptions, EncodeChat, Loader, LoaderOptions, PrepareOptions, TokenDataset, cached_prepare};
-use tallow_models::{Checkpoint, ModelConfig, Preset, parse_config_strict};
-use tallow_nn::{Fill, ParamSpec, RandomInit, plan_params};
+use tallow_models::{Checkpoint, ModelConfig, Preset, QuantizedBase, parse_config_strict};
+use tallow_nn::{Fill, Pack, ParamSpec, RandomInit, plan_params};
 use tallow_tokenizer::Tokenizer;
 
 use crate::checkpoint::{Artifact, Checkpoints};
-use crate::config::{ObjectiveKind, RunConfig, adapter_error};
+use crate::config::{AdapterSection, ObjectiveKind, RunConfig, adapter_error};
 use crate::conversations::{self, Conversations};
 use crate::evaluate::Validation;
 use crate::output::{self, OutputClaim};
@@ -139,7 +139,12 @@ impl Run {
             peak_flops,
             earlier_micro_batch: if resume { output::earlier_micro_batch(&output) } else { None },
         };
-        let resolved = Resolved::new(config, model.as_ref(), &specs, adapter.as_ref(), facts)?;
+        let pack = match &from {
+            Some(from) => quantized(&config, &from.checkpoint, &base_specs)?,
+            None => None,
+        };
+        let pack = pack.as_ref().map(|pack| pack as &dyn Pack);
+        let resolved = Resolved::new(config, model.as_ref(), &specs, adapter.as_ref(), pack, facts)?;
         Ok(Self {
             resolved,
             output,
@@ -238,6 +243,11 @@ impl Run {
             Some(checkpoint) => checkpoint,
             None => &random,
         };
+        let pack = match &self.from {
+            Some(checkpoint) => quantized(&self.resolved.run, checkpoint, &self.base_specs)?,
+            None => None,
+        };
+        let pack = pack.as_ref().map(|pack| pack as &dyn Pack);
         let keep = self.resolved.run.checkpoint.keep;
         let artifact = match &self.adapter {
             None => Artifact::Model(parse_config_strict(&self.config_value)?.config),
@@ -245,7 +255,7 @@ impl Run {
                 plan: Box::new(plan.clone()),
                 base: self.base_specs,
                 base_model: self.resolved.run.model.from.clone().unwrap_or_default(),
-                notes: notes(self.config.as_ref(), self.conversations.as_ref()),
+                notes: notes(self.config.as_ref(), &self.resolved.run, self.conversations.as_ref()),
             },
         };
         // What the model was taught with is how it is to be asked.
@@ -256,16 +266,40 @@ impl Run {
         let checkpoints = Checkpoints::new(self.output.join("checkpoints"), keep, artifact, tokenizer);
         let (context, max_tokens) = (self.resolved.run.data.context_length, self.resolved.run.eval.max_tokens);
         let validation = self.validation.map(|dataset| Validation::new(dataset, context, max_tokens));
-        let parts = ModelParts { config: self.config.as_ref(), fill, adapter: self.adapter.as_ref(), pack: None };
+        let parts = ModelParts { config: self.config.as_ref(), fill, adapter: self.adapter.as_ref(), pack };
         Trainer::new(self.resolved, parts, self.loader, validation, checkpoints)
     }
 }
 
+/// How the frozen part of `checkpoint` is packed, if it is.
+fn quantized<'a>(
+    config: &RunConfig,
+    checkpoint: &'a Checkpoint,
+    specs: &[ParamSpec],
+) -> Result<Option<QuantizedBase<'a>>> {
+    let Some(quantization) = config.adapter.as_ref().and_then(AdapterSection::quantization) else { return Ok(None) };
+    let base = QuantizedBase::new(quantization, checkpoint, specs).map_err(|error| match error {
+        tallow_models::Error::Config { key, reason, .. } => {
+            let value = match key.as_str() {
+                "quantize" => quantization.projections.to_string(),
+                "quantize_embeddings" => quantization.embeddings.to_string(),
+                _ => quantization.block.to_string(),
+            };
+            Error::config(&format!("adapter.{key}"), value, reason)
+        }
+        other => other.into(),
+    })?;
+    Ok(Some(base))
+}
+
 /// What an adapter's files say of what it was made with: it is good for nothing else.
-fn notes(config: &dyn ModelConfig, conversations: Option<&Conversations>) -> Value {
+fn notes(config: &dyn ModelConfig, run: &RunConfig, conversations: Option<&Conversations>) -> Value {
     let base: String =
         sha2::Sha256::digest(config.to_hf().to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut notes = json!({ "base_config_sha256": base });
+    if let Some(quantization) = run.adapter.as_ref().and_then(AdapterSection::quantization) {
+        notes["base_quantization"] = json!(quantization);
+    }
     if let Some(conversations) = conversations {
         notes["encoder_fingerprint"] = json!(conversations.fingerprint());
     }

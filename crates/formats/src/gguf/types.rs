@@ -18,6 +18,31 @@ pub enum GgmlType {
 }
 
 impl GgmlType {
+    /// All of them.
+    pub const ALL: [GgmlType; 11] = [
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q8_0,
+        GgmlType::Q2_K,
+        GgmlType::Q3_K,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
+        GgmlType::Q8_K,
+    ];
+
+    /// As run files write it: `q4_k`.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
+    /// The type of a name, in capitals or not.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name.to_lowercase())
+    }
+
     /// Elements and bytes of a block.
     pub fn block(self) -> (usize, usize) {
         match self {

@@ -189,6 +189,13 @@ impl FourBit {
         self.codes.len() + self.absmax.bytes()
     }
 
+    /// What [`bytes`](Self::bytes) will be of `elements` values, before there are any.
+    pub fn planned_bytes(elements: usize, block: usize, double: bool) -> usize {
+        let blocks = elements.div_ceil(block.max(1));
+        let absmax = if double { blocks + 4 * blocks.div_ceil(absmax::BLOCK) + 4 } else { 4 * blocks };
+        elements.div_ceil(2) + absmax
+    }
+
     /// Memory of a value, magnitudes included; NaN for an empty tensor.
     pub fn bits_per_weight(&self) -> f64 {
         8.0 * self.bytes() as f64 / self.len() as f64

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tallow_adapters::{LoraConfig, LoraInit, Targets};
+use tallow_models::{Quantization, QuantizeConfig};
 
 use crate::reference::documented;
 use crate::{Error, Result};
@@ -38,6 +39,16 @@ documented! {
         pub modules_to_save: Vec<String>,
         /// Learning rate of the second matrix over that of the first (LoRA+, Hayou et al. 2024); 1 for plain LoRA.
         pub lr_ratio: f64,
+        /// How the frozen projections are kept: `none`, `nf4` or `fp4` (QLoRA, Dettmers et al. 2023; 4 bits as bitsandbytes
+        /// defines them), `q8_0`, or `gguf` (or the name of a type, as `q4_k`): the blocks that the GGUF file has.
+        pub quantize: Quantization,
+        /// How embedding and head are kept where they are frozen; as `quantize`. Without it: `q8_0` where `quantize` is 4 or 8
+        /// bits, the file's blocks where it is `gguf` and so on, `none` where it is `none`.
+        pub quantize_embeddings: Option<Quantization>,
+        /// Values that share a scale, in 4 bits: a power of two from 32 to 4096.
+        pub quantize_block: usize,
+        /// Quantize the scales of 4 bits too: 4.127 bits a value instead of 4.5 at blocks of 64.
+        pub double_quant: bool,
     }
 }
 
@@ -56,6 +67,10 @@ impl Default for AdapterSection {
             init: InitSetting::Kaiming,
             modules_to_save: vec![],
             lr_ratio: 1.0,
+            quantize: Quantization::None,
+            quantize_embeddings: None,
+            quantize_block: 64,
+            double_quant: true,
         }
     }
 }
@@ -131,6 +146,23 @@ impl AdapterSection {
         };
         config.validate().map_err(adapter_error)?;
         Ok(config)
+    }
+
+    /// How the frozen model is kept; `None` if it is not quantized.
+    pub fn quantization(&self) -> Option<QuantizeConfig> {
+        let embeddings = self.quantize_embeddings.unwrap_or(match self.quantize {
+            Quantization::FourBit(_) => Quantization::Q8_0,
+            // The embedding may have another type than the rest of the file.
+            Quantization::Stored(_) => Quantization::Gguf,
+            other => other,
+        });
+        let config = QuantizeConfig {
+            projections: self.quantize,
+            embeddings,
+            block: self.quantize_block,
+            double: self.double_quant,
+        };
+        (config.projections != Quantization::None || config.embeddings != Quantization::None).then_some(config)
     }
 }
 
