@@ -160,7 +160,8 @@ pub fn cross_entropy_workspace(tokens: usize, hidden: usize, vocab: usize, dtype
     unpacked
         + match dtype {
             DType::BF16 if tallow_kernels::peak::native_bf16() => 6 * logits,
-            DType::BF16 => 10 * logits + 4 * hidden * if packed { some } else { vocab },
+            DType::BF16 if packed => 6 * logits + 4 * some * (hidden + rows),
+            DType::BF16 => 10 * logits + 4 * vocab * hidden,
             _ => 4 * logits,
         }
 }

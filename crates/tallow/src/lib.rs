@@ -32,6 +32,7 @@ pub use tallow_train as train;
 #[doc = include_str!("../../../README.md")]
 pub struct Readme;
 
+pub mod export;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod merge;

@@ -92,9 +92,9 @@ pub fn merge(model: &str, adapter: &Path, text: &str) -> Result<Merged> {
 }
 
 /// The most tokens that are compared over.
-const COMPARED: usize = 512;
+pub(crate) const COMPARED: usize = 512;
 
-fn compare(a: &[Vec<f32>], b: &[Vec<f32>]) -> Difference {
+pub(crate) fn compare(a: &[Vec<f32>], b: &[Vec<f32>]) -> Difference {
     let mut difference = Difference { max_logit_difference: 0.0, mean_kl: 0.0, argmax_differs: 0, tokens: a.len() };
     for (a, b) in a.iter().zip(b) {
         let log_softmax = |row: &[f32]| -> Vec<f64> {
