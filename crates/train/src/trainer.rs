@@ -440,6 +440,9 @@ fn improves(best: Option<f64>, loss: f64) -> bool {
 }
 
 #[cfg(test)]
+mod accumulation;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
