@@ -6,9 +6,9 @@ mod rig;
 use std::fs;
 
 use rig::run::{names, trajectory};
-use rig::school::{RUN, finetune, school};
+use rig::school::{RUN, finetune, finetune_command, school};
 use rig::{fails, object, stdout, tallow};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn an_adapter_is_trained_resumed_used_and_merged() {
@@ -81,4 +81,63 @@ fn mistakes_name_the_key_or_the_line() {
     fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &["bad.jsonl, line 1"]);
     fails(&tallow(at, "generate --model out/final --adapter out --prompt x"), 1, &["adapter_config.json"]);
     fails(&tallow(at, "pretrain tune.toml"), 2, &["tallow finetune"]);
+}
+
+const TURNS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}\
+                     {% if add_generation_prompt %}<assistant>{% endif %}";
+
+#[test]
+fn a_preview_shows_what_is_learnt_and_trains_nothing() {
+    let dir = school();
+    let at = dir.path();
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let mut weighted = turn("assistant", "two\nfoxes");
+    weighted["weight"] = json!(0.5);
+    let conversations = [
+        json!({ "messages": [turn("user", "who \u{1b}[31m"), weighted] }),
+        json!({ "messages": [turn("user", "and"), turn("assistant", "a boat")] }),
+        json!({ "messages": [turn("user", "long"), turn("assistant", &"the river ".repeat(60))] }),
+    ];
+    let lines: String = conversations.iter().map(|record| format!("{record}\n")).collect();
+    fs::write(at.join("few.jsonl"), lines).expect("written");
+    fs::write(at.join("turns.jinja"), TURNS).expect("written");
+    let set = ["data.train=['few.jsonl']", "data.valid_fraction=0", "tokenizer.chat_template=turns.jinja"];
+    let shown = stdout(&finetune(at, &set, &["--preview", "5"]));
+    let words = [
+        "2 examples in 1 row of 192 tokens",
+        "1 examples were longer than data.context_length",
+        "row 0: 2 examples",
+        "<user>and<|endoftext|><assistant>⟦a boat<|endoftext|>⟧",
+        "<user>who \\u{1b}[31m<|endoftext|><assistant>⟦×0.5: two↵\nfoxes<|endoftext|>⟧",
+    ];
+    for word in words {
+        assert!(shown.contains(word), "no {word:?} in: {shown}");
+    }
+    assert!(!shown.contains('\u{1b}'), "no terminal, no colours: {shown}");
+    assert!(!at.join("tuned").exists(), "a preview writes nothing");
+
+    let cache = names(&at.join(".tallow-cache"));
+    assert_eq!(cache.len(), 1);
+    let inspected = format!("data inspect .tallow-cache/{}/train --tokenizer out/final", cache[0]);
+    let inspected = stdout(&tallow(at, &inspected));
+    assert!(inspected.contains("<user>and<|endoftext|><assistant>⟦a boat<|endoftext|>⟧"), "{inspected}");
+
+    let coloured = |no_color: &str| {
+        let mut command = finetune_command(at, &set, &["--preview", "1"]);
+        stdout(&command.env("CLICOLOR_FORCE", "1").env("NO_COLOR", no_color).output().expect("the binary runs"))
+    };
+    let learnt = "\u{1b}[1;32ma boat\u{1b}[0m\u{1b}[1;35m<|endoftext|>\u{1b}[0m";
+    assert!(coloured("").contains(&format!("\u{1b}[2m<assistant>\u{1b}[0m{learnt}")), "{}", coloured(""));
+    assert_eq!(coloured("1"), shown, "NO_COLOR wins");
+
+    let lines = stdout(&finetune(at, &set, &["--preview", "1", "--json"]));
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect();
+    assert_eq!((lines.len(), &lines[0]["dropped"], &lines[0]["documents"]), (2, &json!(1), &json!(2)));
+    let documents = lines[1]["documents"].as_array().expect("documents");
+    let weighted = documents.iter().find(|document| document["runs"][1]["weight"] == 0.5).expect("the weighted one");
+    assert_eq!(weighted["runs"][1]["text"], "two\nfoxes<|endoftext|>");
+    let sum: u64 = documents.iter().filter_map(|document| document["learnt"].as_u64()).sum();
+    assert_eq!(lines[0]["learnt"], sum);
+    fails(&finetune(at, &set, &["--preview", "0"]), 2, &["--preview"]);
+    fails(&finetune(at, &set, &["--preview", "1", "--resume"]), 2, &["--resume"]);
 }

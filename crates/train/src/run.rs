@@ -183,6 +183,11 @@ impl Run {
         &self.loader
     }
 
+    /// The tokenizer, if there is one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
     /// The held-out data.
     pub fn validation(&self) -> Option<&TokenDataset> {
         self.validation.as_ref()
