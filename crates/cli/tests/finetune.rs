@@ -141,3 +141,47 @@ fn a_preview_shows_what_is_learnt_and_trains_nothing() {
     fails(&finetune(at, &set, &["--preview", "0"]), 2, &["--preview"]);
     fails(&finetune(at, &set, &["--preview", "1", "--resume"]), 2, &["--resume"]);
 }
+
+#[test]
+fn a_prefix_lm_is_trained_and_says_that_it_is_one() {
+    let dir = school();
+    let at = dir.path();
+    let prefix = ["objective.kind=prefix", "objective.train_on=last"];
+    fails(&finetune(at, &prefix[..1], &[]), 2, &["objective.train_on", "\"last\""]);
+    fails(&finetune(at, &["model.prefix_lm=true"], &[]), 2, &["model.prefix_lm", "objective.kind"]);
+    fails(&tallow(at, "pretrain run.toml --set objective.kind=prefix"), 2, &["objective.kind", "tallow finetune"]);
+
+    let read =
+        |file: &str| -> Value { serde_json::from_slice(&fs::read(at.join(file)).expect("a file")).expect("JSON") };
+    stdout(&finetune(at, &prefix, &[]));
+    assert_eq!(read("tuned/final/adapter_config.json")["tallow"]["prefix_lm"], true);
+    let whole = fs::read(at.join("tuned/final/adapter_model.safetensors")).expect("an adapter");
+    for name in names(&at.join("tuned/checkpoints")).iter().filter(|name| *name != "step-2") {
+        fs::remove_dir_all(at.join("tuned/checkpoints").join(name)).expect("removed");
+    }
+    fs::remove_dir_all(at.join("tuned/final")).expect("removed");
+    stdout(&finetune(at, &prefix, &["--resume"]));
+    assert!(fs::read(at.join("tuned/final/adapter_model.safetensors")).expect("an adapter") == whole);
+    fails(&finetune(at, &[], &["--resume"]), 2, &["objective.kind"]);
+
+    // Merged it is one itself, and generates the same.
+    stdout(&tallow(at, "merge --model out/final --adapter tuned/final --out merged"));
+    assert_eq!(read("merged/config.json")["prefix_lm"], true);
+    let ids = |model: &str| {
+        let args = format!("generate {model} --prompt foxes-went-over --max-tokens 12 --temperature 0 --json");
+        object(&tallow(at, &args))["ids"].clone()
+    };
+    let (adapted, merged) = (ids("--model out/final --adapter tuned/final"), ids("--model merged"));
+    assert_eq!(adapted, merged);
+    // Taught causally again it is none, which is said.
+    let set = ["model.from=merged", "output=causal", "train.steps=1"];
+    let out = finetune(at, &set, &[]);
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && told.contains("becomes a causal model"), "{told}");
+    assert_eq!(read("causal/final/adapter_config.json")["tallow"]["prefix_lm"], false);
+    // All of the weights.
+    let text = RUN.split("[adapter]").next().expect("a part").to_owned() + "[train]\nsteps = 2\nbatch_size = 2\n";
+    fs::write(at.join("tune.toml"), text).expect("written");
+    stdout(&finetune(at, &[&prefix[..], &["output=full"]].concat(), &[]));
+    assert_eq!(read("full/final/config.json")["prefix_lm"], true);
+}

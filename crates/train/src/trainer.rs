@@ -268,12 +268,8 @@ impl Trainer {
             neftune_alpha: run.objective.neftune_alpha,
         };
         for (index, start) in (0..batch.batch).step_by(rows).enumerate() {
-            let micro = MicroBatch::new(
-                batch,
-                start..(start + rows).min(batch.batch),
-                self.model.shape().sliding_window,
-                &self.device,
-            )?;
+            let micro =
+                MicroBatch::new(batch, start..(start + rows).min(batch.batch), self.model.shape(), &self.device)?;
             let mut cx = micro.context();
             let accumulation = batch.batch.div_ceil(rows) as u64;
             cx.dropout = Some(DropoutContext { seed: run.seed, step: self.state.step * accumulation + index as u64 });

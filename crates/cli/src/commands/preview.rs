@@ -16,6 +16,8 @@ struct Document {
     tokens: Vec<Weighed>,
     /// Places of the row that it takes: its last token may be a target only.
     places: usize,
+    /// Tokens in front of the first that is learnt; of examples only.
+    prompt: usize,
 }
 
 /// The documents of a row, and the places behind them that hold nothing.
@@ -31,7 +33,8 @@ fn documents(row: &Row) -> (Vec<Document>, usize) {
         let inner = (start + 1..end).map(|i| (row.input_ids[i], weight(i - 1)));
         // The last target may stand in no input: an example's end, or the first token of the next row.
         let last = Some(row.targets[end - 1]).filter(|&id| id != IGNORE_INDEX).map(|id| (id, weight(end - 1)));
-        documents.push(Document { tokens: first.chain(inner).chain(last).collect(), places: places.len() });
+        let prompt = row.prefix_end.get(start).map_or(0, |&end| end as usize - start);
+        documents.push(Document { tokens: first.chain(inner).chain(last).collect(), places: places.len(), prompt });
         start = end;
     }
     let empty = |document: &Document| document.tokens.iter().all(|&token| token == (0, 0.0));
@@ -174,7 +177,11 @@ pub fn show(run: &Run, count: u64, as_json: bool) -> anyhow::Result<()> {
         )?;
         for (number, document) in documents.iter().enumerate() {
             let (tokens, learnt) = (document.tokens.len(), learnt(&document.tokens));
-            writeln!(out, "--- {what} {}: {tokens} tokens, {learnt} learnt", number + 1)?;
+            let both_ways = match run.resolved.run.objective.is_prefix() {
+                true => format!(", the first {} seen both ways", document.prompt),
+                false => String::new(),
+            };
+            writeln!(out, "--- {what} {}: {tokens} tokens, {learnt} learnt{both_ways}", number + 1)?;
             writeln!(out, "{}", marks.text(&document.tokens, tokenizer)?)?;
         }
     }
@@ -253,6 +260,7 @@ mod tests {
             targets: vec![8, 9, 3, 6, IGNORE_INDEX, IGNORE_INDEX],
             positions: vec![0, 1, 2, 0, 0, 1],
             doc_start: vec![0, 0, 0, 3, 4, 4],
+            prefix_end: vec![2, 2, 2, 4, 4, 4],
             weights: vec![0.0, 2.0, 2.0, 1.0, 0.0, 0.0],
             num_targets: 4,
             weight_sum: 5.0,
@@ -260,7 +268,7 @@ mod tests {
         let (documents, padding) = documents(&row);
         let tokens: Vec<&[Weighed]> = documents.iter().map(|document| document.tokens.as_slice()).collect();
         assert_eq!(tokens, [&[(7, 0.0), (8, 0.0), (9, 2.0), (3, 2.0)][..], &[(5, 0.0), (6, 1.0)]]);
-        assert_eq!(padding, 2);
+        assert_eq!((padding, documents[0].prompt, documents[1].prompt), (2, 2, 1));
         let plain = Marks { colour: false };
         assert_eq!(plain.text(tokens[0], None).expect("text"), "7 8 ⟦×2: 9 3 ⟧");
         let coloured = Marks { colour: true }.text(tokens[1], None).expect("text");

@@ -29,6 +29,12 @@ fn gpt2() -> Value {
            "n_positions": 64, "initializer_range": 0.2})
 }
 
+/// The same model, whose prompts are seen both ways.
+fn prefix_lm(mut model: Value) -> Value {
+    model["prefix_lm"] = json!(true);
+    model
+}
+
 /// Eight examples, one a row: 1, 2, 3, 7, 20, 40 and 55 learnt tokens, and one with a weight for each answer.
 fn examples(dir: &Path) -> Anyhow<TokenDataset> {
     let completion = |prompt: usize, learnt: usize| {
@@ -156,6 +162,7 @@ fn eight_rows_at_once_are_eight_rows_one_after_another() -> Anyhow<()> {
     for (name, model, adapter) in [
         ("llama", llama(), false),
         ("llama, LoRA", llama(), true),
+        ("llama, prefix", prefix_lm(llama()), false),
         ("gpt2", gpt2(), false),
         ("gpt2, LoRA", gpt2(), true),
     ] {
