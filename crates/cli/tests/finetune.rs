@@ -4,71 +4,11 @@
 mod rig;
 
 use std::fs;
-use std::path::Path;
-use std::process::Output;
 
-use rig::run::{names, pretrain, trajectory, workshop};
-use rig::{command, fails, object, stdout, tallow};
-use serde_json::json;
-
-const RUN: &str = r#"output = "tuned"
-seed = 3
-
-[model]
-from = "out/final"
-
-[tokenizer]
-chat_template = "alpaca"
-
-[data]
-train = ["chat.jsonl"]
-valid_fraction = 0.2
-context_length = 192
-
-[adapter]
-rank = 4
-dropout = 0.1
-
-[train]
-steps = 6
-batch_size = 4
-micro_batch_size = 2
-
-[optimizer]
-lr = 1e-2
-
-[eval]
-every = 3
-
-[checkpoint]
-every = 2
-keep = 9
-"#;
-
-/// A tiny pretrained model in `out/final`, `chat.jsonl` and `tune.toml`.
-fn school() -> tempfile::TempDir {
-    let dir = workshop();
-    stdout(&pretrain(dir.path(), &["train.steps=4", "data.context_length=256", "eval.every=0"], &[]));
-    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
-    let lines: String = (0..40)
-        .map(|i| {
-            let messages = [turn("user", &format!("who went over the hill {i}")), turn("assistant", "a fox")];
-            json!({ "messages": messages }).to_string() + "\n"
-        })
-        .collect();
-    fs::write(dir.path().join("chat.jsonl"), lines).expect("written");
-    fs::write(dir.path().join("tune.toml"), RUN).expect("written");
-    dir
-}
-
-fn finetune(dir: &Path, set: &[&str], flags: &[&str]) -> Output {
-    let mut command = command();
-    command.current_dir(dir).args(["finetune", "tune.toml"]).args(flags);
-    for assignment in set {
-        command.args(["--set", assignment]);
-    }
-    command.output().expect("the binary runs")
-}
+use rig::run::{names, trajectory};
+use rig::school::{RUN, finetune, finetune_command, school};
+use rig::{fails, object, stdout, tallow};
+use serde_json::{Value, json};
 
 #[test]
 fn an_adapter_is_trained_resumed_used_and_merged() {
@@ -167,4 +107,107 @@ fn mistakes_name_the_key_or_the_line() {
     fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &["bad.jsonl, line 1"]);
     fails(&tallow(at, "generate --model out/final --adapter out --prompt x"), 1, &["adapter_config.json"]);
     fails(&tallow(at, "pretrain tune.toml"), 2, &["tallow finetune"]);
+}
+
+const TURNS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}\
+                     {% if add_generation_prompt %}<assistant>{% endif %}";
+
+#[test]
+fn a_preview_shows_what_is_learnt_and_trains_nothing() {
+    let dir = school();
+    let at = dir.path();
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let mut weighted = turn("assistant", "two\nfoxes");
+    weighted["weight"] = json!(0.5);
+    let conversations = [
+        json!({ "messages": [turn("user", "who \u{1b}[31m"), weighted] }),
+        json!({ "messages": [turn("user", "and"), turn("assistant", "a boat")] }),
+        json!({ "messages": [turn("user", "long"), turn("assistant", &"the river ".repeat(60))] }),
+    ];
+    let lines: String = conversations.iter().map(|record| format!("{record}\n")).collect();
+    fs::write(at.join("few.jsonl"), lines).expect("written");
+    fs::write(at.join("turns.jinja"), TURNS).expect("written");
+    let set = ["data.train=['few.jsonl']", "data.valid_fraction=0", "tokenizer.chat_template=turns.jinja"];
+    let shown = stdout(&finetune(at, &set, &["--preview", "5"]));
+    let words = [
+        "2 examples in 1 row of 192 tokens",
+        "1 examples were longer than data.context_length",
+        "row 0: 2 examples",
+        "<user>and<|endoftext|><assistant>⟦a boat<|endoftext|>⟧",
+        "<user>who \\u{1b}[31m<|endoftext|><assistant>⟦×0.5: two↵\nfoxes<|endoftext|>⟧",
+    ];
+    for word in words {
+        assert!(shown.contains(word), "no {word:?} in: {shown}");
+    }
+    assert!(!shown.contains('\u{1b}'), "no terminal, no colours: {shown}");
+    assert!(!at.join("tuned").exists(), "a preview writes nothing");
+
+    let cache = names(&at.join(".tallow-cache"));
+    assert_eq!(cache.len(), 1);
+    let inspected = format!("data inspect .tallow-cache/{}/train --tokenizer out/final", cache[0]);
+    let inspected = stdout(&tallow(at, &inspected));
+    assert!(inspected.contains("<user>and<|endoftext|><assistant>⟦a boat<|endoftext|>⟧"), "{inspected}");
+
+    let coloured = |no_color: &str| {
+        let mut command = finetune_command(at, &set, &["--preview", "1"]);
+        stdout(&command.env("CLICOLOR_FORCE", "1").env("NO_COLOR", no_color).output().expect("the binary runs"))
+    };
+    let learnt = "\u{1b}[1;32ma boat\u{1b}[0m\u{1b}[1;35m<|endoftext|>\u{1b}[0m";
+    assert!(coloured("").contains(&format!("\u{1b}[2m<assistant>\u{1b}[0m{learnt}")), "{}", coloured(""));
+    assert_eq!(coloured("1"), shown, "NO_COLOR wins");
+
+    let lines = stdout(&finetune(at, &set, &["--preview", "1", "--json"]));
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect();
+    assert_eq!((lines.len(), &lines[0]["dropped"], &lines[0]["documents"]), (2, &json!(1), &json!(2)));
+    let documents = lines[1]["documents"].as_array().expect("documents");
+    let weighted = documents.iter().find(|document| document["runs"][1]["weight"] == 0.5).expect("the weighted one");
+    assert_eq!(weighted["runs"][1]["text"], "two\nfoxes<|endoftext|>");
+    let sum: u64 = documents.iter().filter_map(|document| document["learnt"].as_u64()).sum();
+    assert_eq!(lines[0]["learnt"], sum);
+    fails(&finetune(at, &set, &["--preview", "0"]), 2, &["--preview"]);
+    fails(&finetune(at, &set, &["--preview", "1", "--resume"]), 2, &["--resume"]);
+}
+
+#[test]
+fn a_prefix_lm_is_trained_and_says_that_it_is_one() {
+    let dir = school();
+    let at = dir.path();
+    let prefix = ["objective.kind=prefix", "objective.train_on=last"];
+    fails(&finetune(at, &prefix[..1], &[]), 2, &["objective.train_on", "\"last\""]);
+    fails(&finetune(at, &["model.prefix_lm=true"], &[]), 2, &["model.prefix_lm", "objective.kind"]);
+    fails(&tallow(at, "pretrain run.toml --set objective.kind=prefix"), 2, &["objective.kind", "tallow finetune"]);
+
+    let read =
+        |file: &str| -> Value { serde_json::from_slice(&fs::read(at.join(file)).expect("a file")).expect("JSON") };
+    stdout(&finetune(at, &prefix, &[]));
+    assert_eq!(read("tuned/final/adapter_config.json")["tallow"]["prefix_lm"], true);
+    let whole = fs::read(at.join("tuned/final/adapter_model.safetensors")).expect("an adapter");
+    for name in names(&at.join("tuned/checkpoints")).iter().filter(|name| *name != "step-2") {
+        fs::remove_dir_all(at.join("tuned/checkpoints").join(name)).expect("removed");
+    }
+    fs::remove_dir_all(at.join("tuned/final")).expect("removed");
+    stdout(&finetune(at, &prefix, &["--resume"]));
+    assert!(fs::read(at.join("tuned/final/adapter_model.safetensors")).expect("an adapter") == whole);
+    fails(&finetune(at, &[], &["--resume"]), 2, &["objective.kind"]);
+
+    // Merged it is one itself, and generates the same.
+    stdout(&tallow(at, "merge --model out/final --adapter tuned/final --out merged"));
+    assert_eq!(read("merged/config.json")["prefix_lm"], true);
+    let ids = |model: &str| {
+        let args = format!("generate {model} --prompt foxes-went-over --max-tokens 12 --temperature 0 --json");
+        object(&tallow(at, &args))["ids"].clone()
+    };
+    let (adapted, merged) = (ids("--model out/final --adapter tuned/final"), ids("--model merged"));
+    assert_eq!(adapted, merged);
+    // Taught causally again it is none, which is said.
+    let set = ["model.from=merged", "output=causal", "train.steps=1"];
+    let out = finetune(at, &set, &[]);
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && told.contains("becomes a causal model"), "{told}");
+    assert_eq!(read("causal/final/adapter_config.json")["tallow"]["prefix_lm"], false);
+    // All of the weights.
+    let text = RUN.split("[adapter]").next().expect("a part").to_owned() + "[train]\nsteps = 2\nbatch_size = 2\n";
+    fs::write(at.join("tune.toml"), text).expect("written");
+    stdout(&finetune(at, &[&prefix[..], &["output=full"]].concat(), &[]));
+    assert_eq!(read("full/final/config.json")["prefix_lm"], true);
 }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rig::run::{metrics, names, pretrain, pretrain_command, trajectory, weights, workshop};
+use rig::school::{finetune_command, school};
 use rig::{fails, stdout};
 
 /// A fixed sequence of numbers below 1.
@@ -24,7 +25,10 @@ impl Dice {
 }
 
 fn start(dir: &Path, set: &[&str], flags: &[&str]) -> Child {
-    let mut command = pretrain_command(dir, set, flags);
+    spawned(pretrain_command(dir, set, flags))
+}
+
+fn spawned(mut command: Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs")
 }
 
@@ -44,14 +48,25 @@ fn all_whole(run: &Path) {
 /// Kills a run at `kills` random instants, goes on each time, and compares with a run that was let be. A run that is done
 /// before the kills are is compared, and another one begun.
 fn killed_and_resumed(set: &[&str], kills: usize, seed: u64) {
-    let dir = workshop();
+    kill_and_resume(&workshop(), &Job { command: pretrain_command, weights: "model.safetensors" }, set, kills, seed);
+}
+
+/// What is killed, and what it leaves in `final/`.
+struct Job {
+    command: fn(&Path, &[&str], &[&str]) -> Command,
+    weights: &'static str,
+}
+
+fn kill_and_resume(dir: &tempfile::TempDir, job: &Job, set: &[&str], kills: usize, seed: u64) {
+    let run = |set: &[&str], flags: &[&str]| (job.command)(dir.path(), set, flags).output().expect("the binary runs");
+    let weights = |run: &Path| fs::read(run.join("final").join(job.weights)).expect("final weights");
     let with = |output: &'static str| [set, &[output]].concat();
     let started = Instant::now();
-    stdout(&pretrain(dir.path(), &with("output=whole"), &[]));
+    stdout(&run(&with("output=whole"), &[]));
     let whole = started.elapsed().as_secs_f64();
     let broken = dir.path().join("broken");
     let compare = |at: &[Option<u64>]| {
-        stdout(&pretrain(dir.path(), &with("output=broken"), &["--resume"]));
+        stdout(&run(&with("output=broken"), &["--resume"]));
         assert!(weights(&broken) == weights(&dir.path().join("whole")), "other weights after kills at {at:?}");
         assert_eq!(trajectory(&broken), trajectory(&dir.path().join("whole")), "after kills at {at:?}");
         let left: Vec<String> = [names(&broken), names(&broken.join("checkpoints"))]
@@ -64,7 +79,7 @@ fn killed_and_resumed(set: &[&str], kills: usize, seed: u64) {
     };
     let (mut dice, mut at, mut all) = (Dice(seed), vec![], vec![]);
     for _ in 0..kills {
-        let mut child = start(dir.path(), &with("output=broken"), &["--resume"]);
+        let mut child = spawned((job.command)(dir.path(), &with("output=broken"), &["--resume"]));
         std::thread::sleep(Duration::from_secs_f64(dice.roll() * whole));
         child.kill().expect("SIGKILL");
         child.wait().expect("ends");
@@ -112,6 +127,29 @@ fn kills_change_nothing_in_bf16_with_dropout_and_recomputation() {
 fn kills_change_nothing_where_documents_are_padded_and_epochs_pass() {
     let more = ["data.packing=false", "train.batch_size=12", "train.steps=60"];
     killed_and_resumed(&[&ACCUMULATING[..], &more].concat(), 6, 0x00c0_ffee);
+}
+
+/// The adapter of `rig::school`: dropout, micro-batches of 2 rows, held-out examples, epochs that pass.
+const ADAPTED: [&str; 5] =
+    ["train.steps=30", "train.batch_size=6", "eval.every=5", "checkpoint.every=2", "checkpoint.keep=2"];
+
+#[test]
+fn kills_change_nothing_in_an_adapter() {
+    let job = Job { command: finetune_command, weights: "adapter_model.safetensors" };
+    kill_and_resume(&school(), &job, &ADAPTED, 12, 0x0ada_97e5);
+}
+
+#[test]
+fn kills_change_nothing_in_dora_with_bf16_recomputation_and_noise() {
+    let job = Job { command: finetune_command, weights: "adapter_model.safetensors" };
+    let more = [
+        "adapter.kind=dora",
+        "train.dtype=bf16",
+        "train.activation_checkpointing=blocks",
+        "objective.neftune_alpha=5",
+        "data.packing=false",
+    ];
+    kill_and_resume(&school(), &job, &[&ADAPTED[..], &more].concat(), 6, 0x0d05_a111);
 }
 
 /// Waits until the run has done some steps, then sends the signal.

@@ -18,6 +18,9 @@ pub struct Row {
     /// Index in the row of the first token of the same document: token `i` may see `doc_start[i]..=i`. Padding is a
     /// document of its own.
     pub doc_start: Vec<u32>,
+    /// Of examples: index in the row of the first token of the same example that is learnt, so that what is in front of it
+    /// is given (a prompt); the example's start if nothing is. Empty for plain text.
+    pub prefix_end: Vec<u32>,
     /// How much each target counts, 0 where it is [`IGNORE_INDEX`]. Empty if all that are not count 1.
     pub weights: Vec<f32>,
     /// Targets that are not [`IGNORE_INDEX`].
@@ -32,6 +35,7 @@ impl Row {
         self.targets.clear();
         self.positions.clear();
         self.doc_start.clear();
+        self.prefix_end.clear();
         self.weights.clear();
         self.num_targets = 0;
         self.weight_sum = 0.0;
@@ -65,11 +69,15 @@ impl Row {
         if !self.weights.is_empty() {
             self.weights.resize(self.len(), 0.0);
         }
+        let mut prefix_end = start;
         for Span { tokens: span, weight } in spans.filter(|s| s.weight > 0.0) {
             let span = span.start.max(1) as usize..span.end as usize;
             let Some(learnt) = tokens.slice(span.clone()) else { continue };
             // Token `i` is the target of input `i - 1`.
             let places = start + span.start - 1..start + span.end - 1;
+            if prefix_end == start {
+                prefix_end = (start + span.start).min(self.len());
+            }
             if weight != 1.0 && self.weights.is_empty() {
                 self.weights = ones(&self.targets);
             }
@@ -82,6 +90,7 @@ impl Row {
             self.num_targets += learnt.len();
             self.weight_sum += f64::from(weight) * learnt.len() as f64;
         }
+        self.prefix_end.resize(self.len(), prefix_end as u32);
     }
 
     /// Fills the row up to `context` positions that nothing is learnt from.
@@ -91,6 +100,9 @@ impl Row {
         self.targets.resize(context, IGNORE_INDEX);
         self.doc_start.resize(context, start);
         self.positions.extend(0..context as u32 - start);
+        if !self.prefix_end.is_empty() {
+            self.prefix_end.resize(context, start);
+        }
         if !self.weights.is_empty() {
             self.weights.resize(context, 0.0);
         }
@@ -117,6 +129,8 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Starts of documents within each row, see [`Row::doc_start`].
     pub doc_start: Vec<u32>,
+    /// Ends of prefixes, see [`Row::prefix_end`]. Empty for plain text.
+    pub prefix_end: Vec<u32>,
     /// Weights of targets, see [`Row::weights`]. Empty if every target of every row counts 1.
     pub weights: Vec<f32>,
     /// Targets that are not [`IGNORE_INDEX`], over all rows.
@@ -135,6 +149,7 @@ impl Batch {
             targets: list(),
             positions: list(),
             doc_start: list(),
+            prefix_end: vec![],
             weights: vec![],
             num_targets: 0,
             weight_sum: 0.0,
@@ -155,6 +170,7 @@ impl Batch {
         self.targets.extend_from_slice(&row.targets);
         self.positions.extend_from_slice(&row.positions);
         self.doc_start.extend_from_slice(&row.doc_start);
+        self.prefix_end.extend_from_slice(&row.prefix_end);
         self.num_targets += row.num_targets;
         self.weight_sum += row.weight_sum;
     }

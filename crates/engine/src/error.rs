@@ -21,6 +21,17 @@ pub enum Error {
         /// The model's `max_position_embeddings`.
         limit: usize,
     },
+    /// A prompt that is seen both ways, and does not fit into what a token sees.
+    #[error(
+        "{given} tokens of a prompt were given, but the model sees prompts both ways and no further than {window} tokens; \
+             shorten the prompt"
+    )]
+    PrefixWindow {
+        /// Tokens given.
+        given: usize,
+        /// The model's `sliding_window`.
+        window: usize,
+    },
     /// A token that the model does not have.
     #[error("token id {id} is not in the model's vocabulary of {vocab_size}; is this the model's own tokenizer?")]
     Vocabulary {

@@ -46,6 +46,8 @@ pub struct Generation {
 
 /// Continues `prompt`. `on_token` gets each new id as it is drawn and returns whether to go on.
 ///
+/// A prefix LM ([`Shape::prefix_lm`](tallow_models::Shape)) sees the whole of `prompt` both ways, as it was trained to.
+///
 /// # Errors
 /// If the prompt is empty, longer than the model's positions, or has an id outside its vocabulary.
 pub fn generate(
@@ -56,6 +58,10 @@ pub fn generate(
     on_token: &mut dyn FnMut(u32) -> bool,
 ) -> Result<Generation> {
     let limit = check(model, prompt, 1)?;
+    let shape = model.shape();
+    if let Some(window) = shape.sliding_window.filter(|&window| shape.prefix_lm && window < prompt.len()) {
+        return Err(Error::PrefixWindow { given: prompt.len(), window });
+    }
     let mut sampler = Sampler::new(options.sampler.clone())?;
     let capacity = limit.min(prompt.len().saturating_add(options.max_tokens));
     let mut cache = ContiguousCache::new(model.shape().num_layers, capacity, model.head().weight()?.dtype(), device);
@@ -82,12 +88,17 @@ pub fn generate(
     Ok(Generation { ids: history.split_off(prompt.len()), finish_reason })
 }
 
-/// Runs `ids` behind what the cache holds; the logits of the token after them, f32 `[v]`.
+/// Runs `ids` behind what the cache holds; the logits of the token after them, f32 `[v]`. A prefix LM sees the first of them,
+/// which are the prompt, both ways: all of it is run at once.
 fn next_logits(model: &dyn Decoder, device: &Device, ids: &[u32], cache: &mut ContiguousCache) -> Result<Vec<f32>> {
     let mut last = None;
-    for chunk in ids.chunks(PROMPT_CHUNK) {
+    let prefix = model.shape().prefix_lm && cache.is_empty();
+    for chunk in ids.chunks(if prefix { ids.len() } else { PROMPT_CHUNK }) {
         let (held, t) = (cache.len(), chunk.len());
-        let ranges = windowed(KeyRanges::causal(1, t, held + t)?, model)?;
+        let ranges = match prefix {
+            true => KeyRanges::bidirectional(1, t, None)?,
+            false => windowed(KeyRanges::causal(1, t, held + t)?, model)?,
+        };
         let positions = (held as u32..(held + t) as u32).collect();
         let mut cx = ForwardContext::whole(Arc::new(positions), Arc::new(ranges));
         cx.cache = Some(cache);

@@ -29,7 +29,8 @@ pub struct Score {
     pub perplexity: Option<f64>,
 }
 
-/// Scores `ids`, with the `top` likeliest ids at each place. Never keeps tokens x vocabulary.
+/// Scores `ids`, with the `top` likeliest ids at each place. A text has no prompt: a prefix LM reads it causally, as it reads
+/// what it answers. Never keeps tokens x vocabulary.
 ///
 /// # Errors
 /// If there are no ids, more than the model has positions, or one is outside its vocabulary.

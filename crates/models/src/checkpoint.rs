@@ -71,6 +71,11 @@ impl Checkpoint {
         self.config.as_ref()
     }
 
+    /// Sets whether prompts are seen both ways, where an adapter says other than the configuration.
+    pub fn set_prefix_lm(&mut self, prefix_lm: bool) {
+        self.config.set_prefix_lm(prefix_lm);
+    }
+
     /// The configuration with Hugging Face's keys, as the file has it or as its header amounts to.
     pub fn hf_config(&self) -> &Value {
         &self.hf_config

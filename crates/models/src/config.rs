@@ -31,6 +31,8 @@ pub struct Shape {
     pub sliding_window: Option<usize>,
     /// Head and embedding share their weights.
     pub tied: bool,
+    /// Tokens of a prompt see each other both ways, those behind it only what is in front of them (a prefix LM).
+    pub prefix_lm: bool,
 }
 
 impl Shape {
@@ -71,6 +73,9 @@ pub trait ModelConfig: Debug + Send + Sync {
 
     /// Sets the context that the model is trained for.
     fn set_max_positions(&mut self, max_positions: usize);
+
+    /// Sets whether prompts are seen both ways, see [`Shape::prefix_lm`].
+    fn set_prefix_lm(&mut self, prefix_lm: bool);
 
     /// Elements that one token leaves behind in one block for the backward, in the compute dtype.
     fn block_activations(&self) -> usize;
@@ -151,6 +156,11 @@ const WITHOUT_EFFECT: &[&str] = &[
     "rope_interleaved",
     "transformers.js_config",
 ];
+
+/// For keys of our own that are written only where they say something.
+pub(crate) fn is_false(value: &bool) -> bool {
+    !value
+}
 
 /// A size that a configuration states, and the most that any model could mean by it.
 pub(crate) struct Size(pub &'static str, pub usize, pub usize);

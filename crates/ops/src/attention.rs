@@ -79,6 +79,28 @@ impl KeyRanges {
         }
     }
 
+    /// Causal within documents but for a prefix of each, whose tokens see each other both ways (Raffel et al. 2020): token
+    /// `i` of a row sees tokens `j` of its document with `j <= i` or `j < prefix_end[i]`. `doc_start` and `prefix_end` have
+    /// `b * t` values: where in its row each token's document begins, and the place behind its prefix. With
+    /// `prefix_end = doc_start` this is [`causal_documents`](Self::causal_documents) without a window.
+    ///
+    /// # Errors
+    /// If a length does not fit, a document begins after its token, or a prefix reaches outside its document.
+    pub fn prefix_documents(b: usize, t: usize, doc_start: &[u32], prefix_end: &[u32]) -> Result<Self> {
+        let mut ranges = Self::causal_documents(b, t, doc_start, None)?;
+        if prefix_end.len() != b * t {
+            bail!("prefixes: {} values for b {b} * t {t}", prefix_end.len())
+        }
+        for (i, &end) in prefix_end.iter().enumerate().filter(|&(i, &end)| end > ranges.hi[i]) {
+            let (row, token) = (i / t, i % t);
+            if end as usize > t || doc_start[row * t + end as usize - 1] != doc_start[i] {
+                bail!("prefixes: row {row} token {token}: its prefix ends at {end}, outside its document")
+            }
+        }
+        ranges.hi.iter_mut().zip(prefix_end).for_each(|(hi, &end)| *hi = (*hi).max(end));
+        Ok(ranges)
+    }
+
     /// Full attention; with `lens` (`b` values) only the first `lens[i]` tokens of row `i` are seen, by all of its
     /// queries.
     ///

@@ -75,6 +75,72 @@ fn documents_windows_and_lengths_match_the_reference() {
     }
 }
 
+/// Where the prefix of each token's document ends: after a random part of it, from none to all.
+fn prefixes(starts: &[u32], t: usize, seed: u64) -> Vec<u32> {
+    let mut draws = vec![0.0; starts.len()];
+    tallow_kernels::rng::fill_uniform(&mut draws, seed, 1, 0.0, 1.0);
+    let mut ends = Vec::new();
+    for row in starts.chunks(t) {
+        for document in row.chunk_by(|a, b| a == b) {
+            let prefix = (draws[ends.len()] * (document.len() + 1) as f32) as u32;
+            ends.extend(document.iter().map(|start| start + prefix));
+        }
+    }
+    ends
+}
+
+#[test]
+fn prefixes_match_the_reference() {
+    for (seed, t, heads, d) in [(1, 7, (2, 2), 8), (2, 33, (4, 2), 20), (3, 129, (6, 1), 64), (4, 257, (4, 2), 80)] {
+        let starts = documents(2, t, seed);
+        let ranges = KeyRanges::prefix_documents(2, t, &starts, &prefixes(&starts, t, seed)).unwrap();
+        assert_ne!(ranges, KeyRanges::causal_documents(2, t, &starts, None).unwrap());
+        check(&format!("prefixes t {t} heads {heads:?} d {d}"), &inputs(2, (t, t), heads, d), ranges);
+        // One document, of which most is the prefix: tiles that are all seen beside causal ones.
+        let ends = vec![t as u32 * 2 / 3; 2 * t];
+        let ranges = KeyRanges::prefix_documents(2, t, &vec![0; 2 * t], &ends).unwrap();
+        check(&format!("one prefix t {t}"), &inputs(2, (t, t), heads, d), ranges);
+    }
+    let ranges = Arc::new(KeyRanges::prefix_documents(1, 11, &[0; 11], &[6; 11]).unwrap());
+    let op = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &ranges, 0.4);
+    finite_differences("prefix", &inputs(1, (11, 11), (2, 1), 6), &op, 1e-2, 3e-3);
+}
+
+#[test]
+fn an_empty_prefix_is_causal_bit_for_bit_and_a_prefix_never_sees_what_follows() {
+    let t = 150;
+    let starts = documents(2, t, 9);
+    let causal = Arc::new(KeyRanges::causal_documents(2, t, &starts, None).unwrap());
+    let empty = Arc::new(KeyRanges::prefix_documents(2, t, &starts, &starts).unwrap());
+    let prefix = Arc::new(KeyRanges::prefix_documents(1, t, &vec![0; t], &vec![60; t]).unwrap());
+    for dtype in [DType::F32, DType::BF16] {
+        let x = inputs(2, (t, t), (4, 2), 20).map(|x| x.to_dtype(dtype).unwrap());
+        let dy = random((2, t, 4, 20), 5, 1.0).to_dtype(dtype).unwrap();
+        let through =
+            |ranges: &Arc<KeyRanges>| run(&|x: &[Tensor]| attention(&x[0], &x[1], &x[2], ranges, 0.3), &x, &dy);
+        let ((y, grads), (z, others)) = (through(&causal), through(&empty));
+        assert_eq!(bits(&y), bits(&z));
+        assert!(grads.iter().zip(&others).all(|(a, b)| bits(a) == bits(b)));
+
+        let x = x.map(|x| x.narrow(0, 0, 1).unwrap());
+        let y = |edit: usize| {
+            let edited = |x: &Tensor| {
+                let one = (x.narrow(1, edit, 1).unwrap() * 1.7).unwrap();
+                Tensor::cat(&[&x.narrow(1, 0, edit).unwrap(), &one, &x.narrow(1, edit + 1, t - edit - 1).unwrap()], 1)
+            };
+            let (k, v) = (edited(&x[1]).unwrap(), edited(&x[2]).unwrap());
+            let y = attention(&x[0], &k, &v, &prefix, 0.3).unwrap();
+            (0..t).map(|i| bits(&y.narrow(1, i, 1).unwrap())).collect::<Vec<_>>()
+        };
+        let plain = attention(&x[0], &x[1], &x[2], &prefix, 0.3).unwrap();
+        for (edit, first) in [(59, 0), (3, 0), (60, 60), (100, 100)] {
+            let seen: Vec<bool> =
+                y(edit).iter().enumerate().map(|(i, y)| *y != bits(&plain.narrow(1, i, 1).unwrap())).collect();
+            assert!(seen.iter().enumerate().all(|(i, seen)| *seen == (i >= first)), "{dtype:?}: key {edit}: {seen:?}");
+        }
+    }
+}
+
 #[test]
 fn empty_ranges_give_zeros_and_no_gradients() {
     let (t, d) = (40, 20);
@@ -187,6 +253,8 @@ fn ranges_are_what_they_say() {
     assert_eq!((causal.dims(), causal.pairs()), ((2, 2, 5), 18));
     let documents = KeyRanges::causal_documents(1, 5, &[0, 0, 2, 2, 2], Some(2)).unwrap();
     assert_eq!((documents.lo(), documents.hi()), (&[0, 0, 2, 2, 3][..], &[1, 2, 3, 4, 5][..]));
+    let prefix = KeyRanges::prefix_documents(1, 5, &[0, 0, 2, 2, 2], &[0, 0, 4, 4, 4]).unwrap();
+    assert_eq!((prefix.lo(), prefix.hi()), (&[0, 0, 2, 2, 2][..], &[1, 2, 4, 4, 5][..]));
     let window = KeyRanges::causal(1, 1, 9).unwrap().with_window(4).unwrap();
     assert_eq!((window.lo(), window.hi()), (&[5][..], &[9][..]));
     assert_eq!(KeyRanges::bidirectional(2, 2, Some(&[1, 2])).unwrap().hi(), [1, 1, 2, 2]);
@@ -202,6 +270,9 @@ fn what_does_not_fit_is_an_error() {
     assert!(text(KeyRanges::causal_documents(1, 3, &[0, 2, 0], None)).contains("token 1"));
     assert!(text(KeyRanges::causal_documents(1, 3, &[0], None)).contains("1 values"));
     assert!(text(KeyRanges::causal_documents(1, 3, &[0; 3], Some(0))).contains("window"));
+    assert!(text(KeyRanges::prefix_documents(1, 3, &[0; 3], &[3])).contains("1 values"));
+    assert!(text(KeyRanges::prefix_documents(1, 3, &[0; 3], &[4, 0, 0])).contains("token 0"));
+    assert!(text(KeyRanges::prefix_documents(1, 3, &[0, 0, 2], &[2, 3, 2])).contains("token 1"));
     assert!(text(KeyRanges::bidirectional(2, 3, Some(&[3]))).contains("1 lengths"));
     assert!(text(KeyRanges::bidirectional(1, 3, Some(&[4]))).contains("[0, 4)"));
     assert!(text(KeyRanges::new(1, 1, 4, vec![3], vec![2])).contains("[3, 2)"));

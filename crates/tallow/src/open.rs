@@ -161,7 +161,10 @@ pub fn open(model: &str, dtype: Dtype) -> Result<OpenModel> {
 /// # Errors
 /// As [`open`], and if the adapter is malformed or not of this model.
 pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result<OpenModel> {
-    let OpenFiles { checkpoint, mut tokenizer } = open_files(model)?;
+    let OpenFiles { mut checkpoint, mut tokenizer } = open_files(model)?;
+    if let Some(prefix_lm) = adapter.map(prefix_lm_of).transpose()?.flatten() {
+        checkpoint.set_prefix_lm(prefix_lm);
+    }
     let config = checkpoint.config();
     let (_, base) = plan_params(|b| config.build(b))?;
     checkpoint.check(&base)?;
@@ -191,6 +194,12 @@ pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result
         }
     };
     Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapter: plan })
+}
+
+/// What the mask of an adapter was, if it was not its base's.
+fn prefix_lm_of(adapter: &Path) -> Result<Option<bool>> {
+    let files = PeftAdapter::open(adapter)?;
+    Ok(files.notes().and_then(|notes| notes.get("prefix_lm")).and_then(serde_json::Value::as_bool))
 }
 
 /// The tokenizer inside a GGUF file.

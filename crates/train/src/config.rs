@@ -147,7 +147,10 @@ documented! {
     #[serde(deny_unknown_fields, default)]
     pub struct ObjectiveSection {
         /// `causal`: predict the next token of text. `sft`: predict what the assistant says in conversations (or the completions
-        /// of prompts); what `tallow finetune` takes unless told.
+        /// of prompts); what `tallow finetune` takes unless told. `prefix`: the same for the last answer only (`train_on = "last"`),
+        /// where the tokens in front of it see each other both ways (a prefix LM, Raffel et al. 2020). The model says so in
+        /// `prefix_lm` of its `config.json` (an adapter in its `adapter_config.json`), and `tallow generate` and `chat` read
+        /// prompts the same way; other programs would read them causally.
         pub kind: ObjectiveKind,
         /// Of a conversation (`sft`): `assistant` for all its turns, `last` for the last of them, `all` for every token. A
         /// message's own `weight` counts besides.
@@ -170,6 +173,15 @@ pub enum ObjectiveKind {
     Causal,
     /// Predict what is to be said.
     Sft,
+    /// The same, seeing what it answers both ways.
+    Prefix,
+}
+
+impl ObjectiveSection {
+    /// Whether what is learned is a prefix LM.
+    pub fn is_prefix(&self) -> bool {
+        self.kind == ObjectiveKind::Prefix
+    }
 }
 
 /// What of a conversation is learned.
@@ -389,7 +401,7 @@ impl RunConfig {
             let reason = "and data.valid exclude each other; remove one";
             return Err(Error::config("data.valid_fraction", fraction, reason));
         }
-        let sft = self.objective.kind == ObjectiveKind::Sft;
+        let sft = self.objective.kind != ObjectiveKind::Causal;
         let defaults = (DataSection::default(), ObjectiveSection::default());
         let only_sft = [
             ("data.valid_fraction", fraction > 0.0, "divide text with `tallow data prepare --valid-fraction`"),
@@ -398,8 +410,14 @@ impl RunConfig {
             ("tokenizer.chat_template", self.tokenizer.chat_template.is_some(), "remove it"),
         ];
         if let Some((key, _, way_out)) = only_sft.iter().find(|(_, set, _)| *set && !sft) {
-            let reason = format!("has a meaning only with objective.kind = \"sft\"; {way_out}");
+            let reason = format!("has a meaning only with objective.kind = \"sft\" or \"prefix\"; {way_out}");
             return Err(Error::config(key, "(set)", reason));
+        }
+        if self.objective.is_prefix() && self.objective.train_on != TrainOnSetting::Last {
+            let value = format!("{:?}", self.objective.train_on).to_lowercase();
+            let reason = "with objective.kind = \"prefix\" all in front of the answer is given, so that only the last one can be \
+                          learned; set objective.train_on = \"last\"";
+            return Err(Error::config("objective.train_on", format!("\"{value}\""), reason));
         }
         if let Some(adapter) = &self.adapter {
             if self.model.from.is_none() {

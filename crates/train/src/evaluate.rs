@@ -45,7 +45,6 @@ impl Validation {
     /// If the data cannot be read or does not fit the model.
     pub fn score(&self, model: &dyn Decoder, rows: usize, device: &Device) -> Result<Score> {
         let mut sums = LossSums::default();
-        let window = model.shape().sliding_window;
         // Counted in rows, so that what is scored does not depend on how many rows fit at once.
         let mut left = match self.max_tokens {
             0 => u64::MAX,
@@ -54,7 +53,7 @@ impl Validation {
         for batch in self.dataset.sequential(self.context_length, rows)? {
             let batch = batch?;
             let taken = batch.batch.min(usize::try_from(left).unwrap_or(usize::MAX));
-            let micro = MicroBatch::new(&batch, 0..taken, window, device)?;
+            let micro = MicroBatch::new(&batch, 0..taken, model.shape(), device)?;
             sums += evaluate(model, &micro.ids, micro.targets(), &mut micro.context())?;
             left -= taken as u64;
             if left == 0 {

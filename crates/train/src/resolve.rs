@@ -68,6 +68,13 @@ impl Resolved {
             let reason = format!("the model has {0} positions; at most {0}", shape.max_positions);
             return Err(Error::config("data.context_length", context, reason));
         }
+        if let Some(window) = shape.sliding_window.filter(|&window| shape.prefix_lm && window < context) {
+            let reason = format!(
+                "the model sees no further than {window} tokens (sliding_window), and a prompt is seen both ways only where \
+                 all of a row is seen; at most {window}, or objective.kind = \"sft\""
+            );
+            return Err(Error::config("data.context_length", context, reason));
+        }
         let steps = steps(&run, facts.rows_per_epoch)?;
         run.schedule.validate(steps).map_err(|e| Error::config(&format!("schedule.{}", e.key), e.value, e.reason))?;
         let warmup_steps = run.schedule.warmup(steps);

@@ -82,7 +82,7 @@ impl Run {
         let tokenizer = tokenizer(&config, base, from.as_ref())?;
         let conversations = match config.objective.kind {
             ObjectiveKind::Causal => None,
-            ObjectiveKind::Sft => Some(Conversations::new(&config, base, tokenizer.as_ref())?),
+            ObjectiveKind::Sft | ObjectiveKind::Prefix => Some(Conversations::new(&config, base, tokenizer.as_ref())?),
         };
         let (train, validation) = match &conversations {
             Some(conversations) => conversations.open(&config, base, progress)?,
@@ -105,6 +105,11 @@ impl Run {
             vocab.check(valid, "data.valid", &config.data.valid)?;
             // Data with nothing to predict is found now, not at the first validation.
             valid.sequential(config.data.context_length, 1)?;
+        }
+        if from.as_ref().is_some_and(|from| from.checkpoint.config().shape().prefix_lm) && !config.objective.is_prefix()
+        {
+            let way_out = "objective.kind = \"prefix\" would keep it one";
+            notices.push(format!("note: model.from sees its prompts both ways; it becomes a causal model, {way_out}"));
         }
         let config_value = model_value(&config, base, from.as_ref(), &vocab)?;
         let parsed = parse_config_strict(&config_value)?;
@@ -188,6 +193,11 @@ impl Run {
         &self.loader
     }
 
+    /// The tokenizer, if there is one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
     /// The held-out data.
     pub fn validation(&self) -> Option<&TokenDataset> {
         self.validation.as_ref()
@@ -255,7 +265,7 @@ impl Run {
                 plan: Box::new(plan.clone()),
                 base: self.base_specs,
                 base_model: self.resolved.run.model.from.clone().unwrap_or_default(),
-                notes: notes(self.config.as_ref(), &self.resolved.run, self.conversations.as_ref()),
+                notes: notes(self.config.as_ref(), &self.resolved.run, self.conversations.as_ref(), self.from.as_ref()),
             },
         };
         // What the model was taught with is how it is to be asked.
@@ -293,7 +303,12 @@ fn quantized<'a>(
 }
 
 /// What an adapter's files say of what it was made with: it is good for nothing else.
-fn notes(config: &dyn ModelConfig, run: &RunConfig, conversations: Option<&Conversations>) -> Value {
+fn notes(
+    config: &dyn ModelConfig,
+    run: &RunConfig,
+    conversations: Option<&Conversations>,
+    from: Option<&Checkpoint>,
+) -> Value {
     let base: String =
         sha2::Sha256::digest(config.to_hf().to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut notes = json!({ "base_config_sha256": base });
@@ -302,6 +317,10 @@ fn notes(config: &dyn ModelConfig, run: &RunConfig, conversations: Option<&Conve
     }
     if let Some(conversations) = conversations {
         notes["encoder_fingerprint"] = json!(conversations.fingerprint());
+    }
+    let prefix_lm = config.shape().prefix_lm;
+    if prefix_lm || from.is_some_and(|from| from.config().shape().prefix_lm) {
+        notes["prefix_lm"] = json!(prefix_lm);
     }
     notes
 }
@@ -432,7 +451,15 @@ fn model_value(config: &RunConfig, base: &Path, from: Option<&From>, vocab: &Voc
         (Some(preset), None) => Preset::find(preset, base)?.keys,
         (None, None) => serde_json::Map::new(),
     };
+    if let Some(given) = section.overrides.get("prefix_lm") {
+        let reason = "is decided by the objective; remove it, and set objective.kind = \"prefix\" for it";
+        return Err(Error::config("model.prefix_lm", given, reason));
+    }
     keys.extend(section.overrides.clone());
+    keys.remove("prefix_lm");
+    if config.objective.is_prefix() {
+        keys.insert("prefix_lm".into(), Value::Bool(true));
+    }
     if from.is_none() {
         keys.entry("vocab_size").or_insert(Value::from(vocab.size));
         for (key, id) in [("bos_token_id", vocab.bos), ("eos_token_id", vocab.eos)] {

@@ -268,12 +268,8 @@ impl Trainer {
             neftune_alpha: run.objective.neftune_alpha,
         };
         for (index, start) in (0..batch.batch).step_by(rows).enumerate() {
-            let micro = MicroBatch::new(
-                batch,
-                start..(start + rows).min(batch.batch),
-                self.model.shape().sliding_window,
-                &self.device,
-            )?;
+            let micro =
+                MicroBatch::new(batch, start..(start + rows).min(batch.batch), self.model.shape(), &self.device)?;
             let mut cx = micro.context();
             let accumulation = batch.batch.div_ceil(rows) as u64;
             cx.dropout = Some(DropoutContext { seed: run.seed, step: self.state.step * accumulation + index as u64 });
@@ -438,6 +434,9 @@ impl Trainer {
 fn improves(best: Option<f64>, loss: f64) -> bool {
     loss.is_finite() && best.is_none_or(|best| loss < best)
 }
+
+#[cfg(test)]
+mod accumulation;
 
 #[cfg(test)]
 mod tests {

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use tallow_data::{
-    OnMalformed, PrepareOptions, PrepareReport, SplitInspection, SplitReport, TextSplit, inspect, prepare, verify,
+    OnMalformed, PrepareOptions, PrepareReport, SplitInspection, SplitReport, TextSplit, TokenDataset, inspect,
+    prepare, verify,
 };
 use tallow_tokenizer::Tokenizer;
 use tallow_train::progress::{format_bytes, format_count, format_duration};
 
 use super::meter::Meter;
+use super::preview::Marks;
 use super::tokenizer::open_tokenizer;
 use crate::exit;
 
@@ -109,7 +111,7 @@ pub struct InspectArgs {
     /// A folder of shards, or the one that holds train and valid
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Show the first documents as text
+    /// Show the first documents as text, of examples what is learnt marked
     #[arg(long, value_name = "T")]
     tokenizer: Option<String>,
     /// How many documents to show
@@ -253,9 +255,24 @@ fn run_inspect(args: &InspectArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     for split in &splits {
-        print_split(&mut out, split, texts(split)?)?;
+        let shown = match &tokenizer {
+            Some(tokenizer) if split.index.examples.is_some() => Some(masked(split, tokenizer, args.tokens)?),
+            _ => texts(split)?.map(|texts| texts.iter().map(|text| format!("{text:?}")).collect()),
+        };
+        print_split(&mut out, split, shown)?;
     }
     Ok(())
+}
+
+/// The first examples of a split, with marks for what is learnt.
+fn masked(split: &SplitInspection, tokenizer: &Tokenizer, most: usize) -> anyhow::Result<Vec<String>> {
+    let dataset = TokenDataset::open(std::slice::from_ref(&split.path))?;
+    let example = |index: usize| {
+        let runs = tallow_data::preview(&dataset, index as u64)?;
+        let tokens = runs.iter().flat_map(|(ids, weight)| ids.iter().map(|&id| (id, *weight)));
+        Marks::of_stdout().text(&tokens.take(most).collect::<Vec<_>>(), Some(tokenizer))
+    };
+    (0..split.first_documents.len()).map(example).collect()
 }
 
 fn check_tokenizer(tokenizer: &Tokenizer, splits: &[SplitInspection]) -> anyhow::Result<()> {
@@ -300,7 +317,7 @@ fn print_split(out: &mut impl Write, split: &SplitInspection, texts: Option<Vec<
     }
     for (i, ids) in split.first_documents.iter().enumerate() {
         match texts.as_ref().and_then(|t| t.get(i)) {
-            Some(text) => writeln!(out, "  document {i}: {text:?}")?,
+            Some(text) => writeln!(out, "  document {i}: {text}")?,
             None => writeln!(out, "  document {i}: {ids:?}")?,
         }
     }

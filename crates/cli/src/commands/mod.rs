@@ -13,6 +13,7 @@ pub mod meter;
 pub mod model;
 pub mod plan;
 pub mod pretrain;
+pub mod preview;
 pub mod quickstart;
 pub mod reference;
 pub mod sampling;

@@ -114,8 +114,9 @@ impl Job {
             Job::Pretrain if config.adapter.is_some() => {
                 wrong("adapter", "(a section)", "belongs to finetuning; run it with `tallow finetune`, or remove it")
             }
-            Job::Pretrain if config.objective.kind == ObjectiveKind::Sft => {
-                wrong("objective.kind", "\"sft\"", "belongs to finetuning; run it with `tallow finetune`")
+            Job::Pretrain if config.objective.kind != ObjectiveKind::Causal => {
+                let kind = if config.objective.is_prefix() { "\"prefix\"" } else { "\"sft\"" };
+                wrong("objective.kind", kind, "belongs to finetuning; run it with `tallow finetune`")
             }
             Job::Finetune if config.model.from.is_none() => {
                 let reason = "an existing model is needed to finetune, e.g. from = \"SmolLM2-135M-Instruct.Q4_1.gguf\"";

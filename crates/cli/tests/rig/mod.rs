@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file compiles this module for itself and uses its part of it")]
 
 pub mod run;
+pub mod school;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -12,7 +12,7 @@ use tallow_nn::{
 };
 use tallow_ops::{narrow, reshape, residual_add};
 
-use crate::config::{Size, check_fractions, check_sizes, most, typed};
+use crate::config::{Size, check_fractions, check_sizes, is_false, most, typed};
 use crate::decoder::check_positions;
 use crate::{Decoder, EosTokenId, Error, ModelConfig, ParsedConfig, Shape};
 
@@ -37,6 +37,7 @@ pub(crate) const KEYS: &[&str] = &[
     "eos_token_id",
     "pad_token_id",
     "add_cross_attention",
+    "prefix_lm",
 ];
 
 /// Keys that are written as null too: without them transformers assumes an id (50256) that this model may not have.
@@ -74,6 +75,9 @@ pub struct Gpt2Config {
     pub tie_word_embeddings: bool,
     #[serde(default)]
     pub add_cross_attention: bool,
+    /// See [`Shape::prefix_lm`] (no Hugging Face key).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub prefix_lm: bool,
     pub bos_token_id: Option<u32>,
     pub eos_token_id: Option<EosTokenId>,
     pub pad_token_id: Option<i64>,
@@ -147,6 +151,7 @@ impl ModelConfig for Gpt2Config {
             max_positions: self.n_positions,
             sliding_window: None,
             tied: self.tie_word_embeddings,
+            prefix_lm: self.prefix_lm,
         }
     }
 
@@ -177,6 +182,10 @@ impl ModelConfig for Gpt2Config {
 
     fn set_max_positions(&mut self, max_positions: usize) {
         self.n_positions = max_positions;
+    }
+
+    fn set_prefix_lm(&mut self, prefix_lm: bool) {
+        self.prefix_lm = prefix_lm;
     }
 
     /// Input, both norms' outputs and the first sum (4 c), the fused projection (3 c), the attended values (c), the

@@ -14,7 +14,7 @@ use tallow_nn::{
 };
 use tallow_ops::{reshape, residual_add};
 
-use crate::config::{Size, check_fractions, check_sizes, most, typed};
+use crate::config::{Size, check_fractions, check_sizes, is_false, most, typed};
 use crate::decoder::check_positions;
 use crate::{Decoder, EosTokenId, Error, ModelConfig, ParsedConfig, Shape};
 
@@ -42,6 +42,7 @@ pub(crate) const KEYS: &[&str] = &[
     "eos_token_id",
     "pad_token_id",
     "residual_dropout",
+    "prefix_lm",
 ];
 
 /// Keys that are written as null too: without them transformers assumes ids (1 and 2) that this model does not have.
@@ -95,6 +96,9 @@ pub struct LlamaConfig {
     /// Dropout on the output of each half of a block and on the embeddings (no Hugging Face key; training only).
     #[serde(default)]
     pub residual_dropout: f64,
+    /// See [`Shape::prefix_lm`] (no Hugging Face key).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub prefix_lm: bool,
     pub sliding_window: Option<usize>,
     pub bos_token_id: Option<u32>,
     pub eos_token_id: Option<EosTokenId>,
@@ -256,6 +260,7 @@ impl ModelConfig for LlamaConfig {
             max_positions: self.max_position_embeddings,
             sliding_window: self.sliding_window,
             tied: self.tie_word_embeddings,
+            prefix_lm: self.prefix_lm,
         }
     }
 
@@ -293,6 +298,10 @@ impl ModelConfig for LlamaConfig {
 
     fn set_max_positions(&mut self, max_positions: usize) {
         self.max_position_embeddings = max_positions;
+    }
+
+    fn set_prefix_lm(&mut self, prefix_lm: bool) {
+        self.prefix_lm = prefix_lm;
     }
 
     /// Input, both norms' outputs and the first sum (4 c); rotated q and the attended values (2 h d); rotated k, and v
