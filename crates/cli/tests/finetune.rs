@@ -61,6 +61,21 @@ fn a_base_of_four_bits_is_resumed_bit_for_bit() {
     assert!(fs::read(&adapter).expect("an adapter") == whole, "other weights after resuming");
     assert_eq!(trajectory(&at.join("tuned")), told);
 
+    // Used and merged over what it was trained beside unless told.
+    let score = |more: &str| object(&tallow(at, &format!("score --text fox --json {more}")))["nll"].as_f64();
+    let trained = score("--model out/final --adapter tuned/final");
+    assert_ne!(trained, score("--model out/final --adapter tuned/final --base original"));
+    let merged = object(&tallow(at, "merge --model out/final --adapter tuned/final --out merged --json"));
+    assert!(merged["max_logit_difference"].as_f64().is_some_and(|x| x < 1e-4), "{merged}");
+    assert_eq!(merged["merged_into"], "trained");
+    let apart = score("--model merged").zip(trained).map(|(a, b)| (a - b).abs());
+    assert!(apart.is_some_and(|x| x < 1e-3), "{apart:?}");
+    let other = object(&tallow(at, "merge --model out/final --adapter tuned/final --out other --base original --json"));
+    assert!(other["max_logit_difference"].as_f64().is_some_and(|x| x > 1e-4), "{other}");
+    assert!(other["mean_kl"].as_f64().is_some_and(|x| x > 0.0), "{other}");
+    let apart = score("--model other").zip(score("--model out/final --adapter tuned/final --base original"));
+    assert!(apart.is_some_and(|(a, b)| (a - b).abs() < 1e-3), "{apart:?}");
+
     stdout(&finetune(at, &["output=plain"], &[]));
     assert_ne!(trajectory(&at.join("plain")), told, "4 bits change the losses");
     fails(&finetune(at, &["output=x", "adapter.quantize=q9"], &[]), 2, &["quantize", "q9", "nf4"]);

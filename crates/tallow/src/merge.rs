@@ -1,5 +1,8 @@
 //! Merging an adapter into its model, and measuring what that changes.
 //!
+//! An adapter that was trained beside a quantized model (QLoRA) was taught what the quantized values need: merged into them,
+//! dequantized, the model is what was trained; merged into the model's own it is another, for better or worse.
+//!
 //! The merged matrix is `W + s B A` (with DoRA's magnitudes, `m / |W + s B A|` times that), added in f32. What is
 //! written is a model without an adapter; how far its logits are from those of the adapter beside its base is measured on
 //! text, not assumed.
@@ -8,11 +11,11 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use tallow_adapters::{AdapterPlan, PeftAdapter, merge_into};
-use tallow_models::save_model;
-use tallow_nn::{Fill, ForwardContext, ParamSpec, ParamStore, StoreOptions, plan_params};
+use tallow_models::{QuantizedBase, save_model};
+use tallow_nn::{Fill, ForwardContext, Pack, ParamSpec, ParamStore, StoreOptions, plan_params};
 use tallow_ops::no_grad;
 
-use crate::open::{Dtype, Error, OpenModel, Result, open_adapted};
+use crate::open::{Base, Dtype, Error, OpenModel, Result, open_adapted, trained_beside};
 
 /// How far two models are from each other over some tokens.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -35,11 +38,15 @@ pub struct Merged {
     pub store: ParamStore,
     /// Merged against adapted.
     pub difference: Difference,
+    /// What the adapter was merged into.
+    pub into: Base,
 }
 
 /// Values of the base with the adapter added.
 struct MergedFill<'a> {
     base: &'a dyn Fill,
+    /// What the base is quantized by first.
+    pack: Option<QuantizedBase<'a>>,
     plan: &'a AdapterPlan,
     base_specs: &'a [ParamSpec],
     files: &'a PeftAdapter,
@@ -50,16 +57,20 @@ impl Fill for MergedFill<'_> {
         if self.plan.is_trained(spec) {
             return self.files.fill(spec, out);
         }
-        self.base.fill(spec, out)?;
+        match self.pack.as_ref().map(|pack| pack.pack(spec, self.base)).transpose()?.flatten() {
+            Some(matrix) => matrix.unpack(0..matrix.dims().0, out),
+            None => self.base.fill(spec, out)?,
+        }
         merge_into(self.plan, self.base_specs, spec, self.files, out)
     }
 }
 
-/// Merges the adapter in the folder `adapter` into `model`, in f32, and compares the two over `text`.
+/// Merges the adapter in the folder `adapter` into `into`, the weights of `model` or what it was trained beside, in f32, and
+/// compares the merged model over `text` with the adapter beside what it was trained beside.
 ///
 /// # Errors
 /// If the model or the adapter cannot be read, or do not belong together.
-pub fn merge(model: &str, adapter: &Path, text: &str) -> Result<Merged> {
+pub fn merge(model: &str, adapter: &Path, text: &str, into: Base) -> Result<Merged> {
     let adapted = open_adapted(model, Some(adapter), Dtype::F32)?;
     let config = adapted.checkpoint().config();
     let files = PeftAdapter::open(adapter)?;
@@ -70,7 +81,11 @@ pub fn merge(model: &str, adapter: &Path, text: &str) -> Result<Merged> {
             "its adapter changes the embedding but not the head, which is tied to it: merged they would have to part";
         return Err(Error::Merge { path: adapter.to_path_buf(), reason: reason.into() });
     }
-    let fill = MergedFill { base: adapted.checkpoint(), plan: &plan, base_specs: &base_specs, files: &files };
+    let pack = match into {
+        Base::AsTrained => trained_beside(&files, adapted.checkpoint(), &base_specs)?,
+        Base::Original => None,
+    };
+    let fill = MergedFill { pack, base: adapted.checkpoint(), plan: &plan, base_specs: &base_specs, files: &files };
     let options = StoreOptions::frozen(candle_core::DType::F32, adapted.device().clone());
     let store = ParamStore::new(base_specs.clone(), &options, &fill)?;
     let decoder = store.build(|b| config.build(b))?;
@@ -88,7 +103,7 @@ pub fn merge(model: &str, adapter: &Path, text: &str) -> Result<Merged> {
         Ok(logits.squeeze(0).and_then(|x| x.to_vec2()).map_err(tallow_nn::Error::from)?)
     };
     let difference = compare(&logits(adapted.decoder())?, &logits(decoder.as_ref())?);
-    Ok(Merged { adapted, store, difference })
+    Ok(Merged { adapted, store, difference, into })
 }
 
 /// The most tokens that are compared over.

@@ -1,6 +1,7 @@
 //! Opening a model with its tokenizer, whatever file it is in.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use tallow_adapters::{AdapterFill, AdapterPlan, PeftAdapter};
@@ -9,8 +10,9 @@ use tallow_formats::gguf::GgufFile;
 use tallow_formats::hf::ModelDir;
 #[cfg(not(feature = "hub"))]
 use tallow_formats::resolve_model;
-use tallow_models::{Checkpoint, Decoder};
-use tallow_nn::{ParamStore, StoreOptions, plan_params};
+use tallow_models::{Checkpoint, Decoder, QuantizeConfig, QuantizedBase};
+use tallow_nn::{Fill, Pack, ParamSpec, ParamStore, StoreOptions, plan_params};
+use tallow_ops::PackedMatrix;
 use tallow_tokenizer::{GgufVocab, Tokenizer};
 
 /// What can go wrong while a model is opened.
@@ -29,6 +31,16 @@ pub enum Error {
         /// The adapter.
         path: PathBuf,
         /// Why not, and the way out.
+        reason: String,
+    },
+    /// The model has not what the adapter was trained beside.
+    #[error("{}: was trained beside {trained}: {reason}; --base original puts it beside the model's own weights", path.display())]
+    Base {
+        /// The adapter.
+        path: PathBuf,
+        /// How the base was quantized.
+        trained: String,
+        /// What the model lacks.
         reason: String,
     },
     /// The adapter could not be read, or is not of this model.
@@ -72,6 +84,28 @@ pub enum Dtype {
     Bf16,
 }
 
+/// The weights that an adapter is put beside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Base {
+    /// Those that it was trained beside: quantized, if they were (QLoRA).
+    #[default]
+    AsTrained,
+    /// The model's own, whatever the adapter was trained beside.
+    Original,
+}
+
+/// How a model is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions<'a> {
+    /// The folder of a PEFT adapter to use beside it. Its tokenizer, which carries the chat template that it was trained with, takes
+    /// the place of the model's where it has one.
+    pub adapter: Option<&'a Path>,
+    /// What the adapter is put beside.
+    pub base: Base,
+    /// What is computed in.
+    pub dtype: Dtype,
+}
+
 /// A model ready to generate and score, with its tokenizer.
 pub struct OpenModel {
     checkpoint: Checkpoint,
@@ -80,6 +114,7 @@ pub struct OpenModel {
     tokenizer: std::result::Result<Tokenizer, String>,
     device: Device,
     adapter: Option<AdapterPlan>,
+    quantization: Option<QuantizeConfig>,
 }
 
 /// The files of a model: configuration and tensors, and its tokenizer where it has one.
@@ -155,45 +190,89 @@ pub fn open(model: &str, dtype: Dtype) -> Result<OpenModel> {
     open_adapted(model, None, dtype)
 }
 
-/// As [`open`], with the PEFT adapter in the folder `adapter` beside the model. The adapter's tokenizer, which carries the
-/// chat template that it was trained with, takes the place of the model's where it has one.
+/// As [`open`], with the PEFT adapter in the folder `adapter` beside what it was trained beside; see [`OpenOptions`].
 ///
 /// # Errors
-/// As [`open`], and if the adapter is malformed or not of this model.
+/// As [`open_with`].
 pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result<OpenModel> {
+    open_with(model, OpenOptions { adapter, dtype, ..OpenOptions::default() })
+}
+
+/// Opens `model` and loads its weights for inference.
+///
+/// # Errors
+/// As [`open`], and if the adapter is malformed, not of this model, or was trained beside blocks that this model has not.
+pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
     let OpenFiles { mut checkpoint, mut tokenizer } = open_files(model)?;
-    if let Some(prefix_lm) = adapter.map(prefix_lm_of).transpose()?.flatten() {
+    if let Some(prefix_lm) = how.adapter.map(prefix_lm_of).transpose()?.flatten() {
         checkpoint.set_prefix_lm(prefix_lm);
     }
     let config = checkpoint.config();
     let (_, base) = plan_params(|b| config.build(b))?;
     checkpoint.check(&base)?;
     let device = Device::Cpu;
-    let dtype = match dtype {
+    let dtype = match how.dtype {
         Dtype::F32 => DType::F32,
         Dtype::Bf16 => DType::BF16,
     };
     let options = StoreOptions::frozen(dtype, device.clone());
-    let (store, decoder, plan) = match adapter {
+    let (store, decoder, plan, quantization) = match how.adapter {
         None => {
             let store = ParamStore::new(base, &options, &checkpoint)?;
             let decoder = store.build(|b| config.build(b))?;
-            (store, decoder, None)
+            (store, decoder, None, None)
         }
         Some(dir) => {
             let files = PeftAdapter::open(dir)?;
             let plan = files.plan(&base)?;
+            let pack = match how.base {
+                Base::AsTrained => trained_beside(&files, &checkpoint, &base)?,
+                Base::Original => None,
+            };
             let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
-            let store =
-                ParamStore::new(specs.clone(), &options, &AdapterFill::of_files(&checkpoint, &plan, &specs, &files))?;
+            // What the adapter trained whole is not the base's.
+            let quantization = pack.as_ref().map(QuantizedBase::config);
+            let pack = pack.map(|pack| Untrained { pack, plan: &plan });
+            let options = StoreOptions { pack: pack.as_ref().map(|pack| pack as &dyn Pack), ..options };
+            let fill = AdapterFill::of_files(&checkpoint, &plan, &specs, &files);
+            let store = ParamStore::new(specs.clone(), &options, &fill)?;
             let decoder = store.build(|b| plan.build(b, |b| config.build(b)))?;
             if dir.join("tokenizer.json").is_file() {
                 tokenizer = Tokenizer::from_path(dir).map_err(|e| e.to_string());
             }
-            (store, decoder, Some(plan))
+            drop(pack);
+            (store, decoder, Some(plan), quantization)
         }
     };
-    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapter: plan })
+    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapter: plan, quantization })
+}
+
+/// Packs what is not trained.
+struct Untrained<'a> {
+    pack: QuantizedBase<'a>,
+    plan: &'a AdapterPlan,
+}
+
+impl Pack for Untrained<'_> {
+    fn pack(&self, spec: &ParamSpec, fill: &dyn Fill) -> tallow_nn::Result<Option<Arc<dyn PackedMatrix>>> {
+        if self.plan.is_trained(spec) { Ok(None) } else { self.pack.pack(spec, fill) }
+    }
+
+    fn planned_bytes(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<usize>> {
+        if self.plan.is_trained(spec) { Ok(None) } else { self.pack.planned_bytes(spec) }
+    }
+}
+
+/// How the base of an adapter was quantized, as its files say, over the model in `checkpoint`.
+pub(crate) fn trained_beside<'a>(
+    files: &PeftAdapter,
+    checkpoint: &'a Checkpoint,
+    base: &[ParamSpec],
+) -> Result<Option<QuantizedBase<'a>>> {
+    let Some(note) = files.notes().and_then(|notes| notes.get("base_quantization")) else { return Ok(None) };
+    let error = |reason: String| Error::Base { path: files.path().to_path_buf(), trained: note.to_string(), reason };
+    let config: QuantizeConfig = serde_json::from_value(note.clone()).map_err(|e| error(e.to_string()))?;
+    QuantizedBase::new(config, checkpoint, base).map(Some).map_err(|e| error(e.to_string()))
 }
 
 /// What the mask of an adapter was, if it was not its base's.
@@ -247,6 +326,11 @@ impl OpenModel {
     /// The adapter beside it, if there is one.
     pub fn adapter(&self) -> Option<&AdapterPlan> {
         self.adapter.as_ref()
+    }
+
+    /// How what the adapter stands beside is quantized, if it is.
+    pub fn quantization(&self) -> Option<QuantizeConfig> {
+        self.quantization
     }
 
     /// Where it computes.

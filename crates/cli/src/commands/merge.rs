@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use tallow::merge::merge;
+use tallow::open::Base;
 
+use super::model::{BaseArg, in_words};
 use crate::exit;
 use crate::terminal;
 
@@ -21,7 +23,9 @@ Examples:
   tallow merge --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter runs/tuned/final --out merged
   tallow generate --model merged --prompt 'Hello'
 
-A quantized model is dequantized first, and the merged one is written in f32: the base it was trained beside, to the bit.")]
+The merged model is written in f32. The weights of a quantized file are dequantized. After QLoRA the adapter is merged into the
+dequantized base that it was trained beside; with --base original into the model's own weights, which it never saw: what that
+changes is printed.")]
 pub struct MergeArgs {
     /// The model that the adapter was made for
     #[arg(long, value_name = "MODEL")]
@@ -29,6 +33,9 @@ pub struct MergeArgs {
     /// The adapter, a PEFT directory
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
+    /// What the adapter is merged into: the base as it was trained (dequantized, after QLoRA), or the model's own weights
+    #[arg(long, value_enum, default_value_t = BaseArg::Trained)]
+    base: BaseArg,
     /// The Hugging Face directory to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -45,12 +52,24 @@ pub fn run(args: MergeArgs) -> anyhow::Result<()> {
     if args.out.exists() {
         return Err(exit::usage(format!("--out {}: exists already; choose another name", args.out.display())));
     }
-    let merged = merge(&args.model, &args.adapter, &args.text)?;
+    let merged = merge(&args.model, &args.adapter, &args.text, args.base.into())?;
     let difference = merged.difference;
+    let quantization = merged.adapted.quantization().map(in_words);
+    let into = match (&quantization, merged.into) {
+        (None, _) => "the model's own weights".to_owned(),
+        (Some(quantization), Base::AsTrained) => {
+            format!("the base that it was trained beside, dequantized: {quantization}")
+        }
+        (Some(quantization), Base::Original) => {
+            format!("the model's own weights; it was trained beside {quantization}")
+        }
+    };
     merged.save(&args.out)?;
     if args.json {
         let out = json!({
             "out": args.out,
+            "merged_into": if merged.into == Base::AsTrained { "trained" } else { "original" },
+            "trained_beside": quantization,
             "max_logit_difference": difference.max_logit_difference,
             "mean_kl": difference.mean_kl,
             "argmax_differs": difference.argmax_differs,
@@ -59,7 +78,7 @@ pub fn run(args: MergeArgs) -> anyhow::Result<()> {
         writeln!(std::io::stdout(), "{out}")?;
         return Ok(());
     }
-    terminal::line(&format!("merged model in {}", args.out.display()));
+    terminal::line(&format!("merged model in {}, merged into {into}", args.out.display()));
     terminal::line(&format!(
         "merged against adapter beside its base, over {} tokens: largest difference of a logit {:.2e}, mean KL {:.2e} nats, \
          likeliest token differs at {}",

@@ -96,7 +96,7 @@ fn trainer(
     let loader = Loader::new(dataset.clone(), options)?;
     let facts =
         Facts { rows_per_epoch: loader.rows_per_epoch(), memory: None, peak_flops: None, earlier_micro_batch: None };
-    let resolved = Resolved::new(run, config.as_ref(), &specs, plan.as_ref(), facts)?;
+    let resolved = Resolved::new(run, config.as_ref(), &specs, plan.as_ref(), None, facts)?;
     let artifact = match &plan {
         None => Artifact::Model(parse_config(model)?.config),
         Some(plan) => {
