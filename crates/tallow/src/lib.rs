@@ -18,6 +18,7 @@
 pub use tallow_adapters as adapters;
 pub use tallow_data as data;
 pub use tallow_engine as engine;
+pub use tallow_eval as eval;
 pub use tallow_formats as formats;
 pub use tallow_kernels as kernels;
 pub use tallow_models as models;

@@ -29,7 +29,7 @@ const DEV_ONLY: [&str; 3] = ["testkit", "xtask", "tests"];
 const ANYHOW: [&str; 3] = ["cli", "xtask", "tests"];
 
 /// From the ground up. A new crate is a new line here, with its floor and the least that it needs.
-const ROOMS: [Room; 16] = [
+const ROOMS: [Room; 17] = [
     room("kernels", 0, Uses::Only(&[])),
     room("tokenizer", 0, Uses::Only(&[])),
     room("formats", 0, Uses::Only(&[])),
@@ -42,6 +42,7 @@ const ROOMS: [Room; 16] = [
     room("train", 4, Uses::Only(&["adapters", "models", "nn", "ops", "formats", "data", "tokenizer", "kernels"])),
     room("sampler", 4, Uses::Only(&[])),
     room("engine", 5, Uses::Only(&["models", "nn", "ops", "sampler"])),
+    room("eval", 5, Uses::Only(&[])),
     room("tallow", 7, Uses::AllBut(&["cli"])),
     room("cli", 8, Uses::AllBut(&[])),
     room("xtask", 8, Uses::Only(&[])),
