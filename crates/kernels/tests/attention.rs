@@ -225,6 +225,38 @@ fn documents_windows_and_empty_ranges() {
     }
 }
 
+/// Packed examples: `lo` their starts, `hi` causal but for a prefix of each that sees itself both ways.
+fn prefixes(b: usize, t: usize, examples: &[(usize, usize)]) -> (Vec<u32>, Vec<u32>) {
+    let (mut lo, mut hi) = (Vec::new(), Vec::new());
+    for _ in 0..b {
+        let mut start = 0;
+        for &(len, prefix) in examples.iter().cycle() {
+            let end = t.min(start + len);
+            lo.extend((start..end).map(|_| start as u32));
+            hi.extend((start..end).map(|i| (i + 1).max((start + prefix).min(end)) as u32));
+            start = end;
+            if start == t {
+                break;
+            }
+        }
+    }
+    (lo, hi)
+}
+
+#[test]
+fn prefixes_that_see_themselves_both_ways() {
+    for (t, heads, d, examples) in [
+        (50, (2, 1), 20, &[(20, 7), (9, 0), (13, 13)][..]),
+        (200, (4, 2), 64, &[(200, 150)]),
+        (333, (2, 2), 80, &[(90, 64), (130, 1), (77, 65)]),
+        (257, (6, 1), 8, &[(257, 257)]),
+    ] {
+        let (lo, hi) = prefixes(2, t, examples);
+        Problem::<f32>::new(sizes(2, t, t, heads, d), lo.clone(), hi.clone()).check(3e-6);
+        Problem::<bf16>::new(sizes(2, t, t, heads, d), lo, hi).check(6e-3);
+    }
+}
+
 #[test]
 fn arbitrary_ranges_that_are_not_monotone() {
     let (b, tq, tk) = (2, 70, 150);

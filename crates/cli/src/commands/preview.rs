@@ -78,12 +78,12 @@ impl Marks {
 
     /// Text of tokens that count alike.
     fn marked(self, weight: f32, special: bool, text: &str) -> String {
-        let counts = |before: &str, behind: &str| match weight {
-            0.0 | 1.0 => String::new(),
-            weight => format!("{before}×{weight}{behind}"),
-        };
         if !self.colour {
-            return if weight > 0.0 { format!("⟦{}{text}⟧", counts("", ": ")) } else { text.to_owned() };
+            return match weight {
+                0.0 => text.to_owned(),
+                1.0 => format!("⟦{text}⟧"),
+                weight => format!("⟦×{weight}: {text}⟧"),
+            };
         }
         let style = match (weight > 0.0, special) {
             (true, false) => "\x1b[1;32m",
@@ -92,8 +92,8 @@ impl Marks {
             (false, true) => "\x1b[2;35m",
         };
         // Each line has its own style: a pager shows lines one by one.
-        let lines: Vec<String> = text.split('\n').map(|line| format!("{style}{line}\x1b[0m")).collect();
-        counts("\x1b[33m", "\x1b[0m ") + &lines.join("\n")
+        let styled = |line: &str| if line.is_empty() { String::new() } else { format!("{style}{line}\x1b[0m") };
+        text.split('\n').map(styled).collect::<Vec<String>>().join("\n")
     }
 
     /// Tokens as marked text, special tokens spelled out and control characters escaped.
@@ -101,8 +101,13 @@ impl Marks {
     /// # Errors
     /// If an id is not in the vocabulary.
     pub fn text(self, tokens: &[Weighed], tokenizer: Option<&Tokenizer>) -> anyhow::Result<String> {
-        let mut out = String::new();
+        let (mut out, mut before) = (String::new(), 0.0);
         for (weight, special, text) in runs(tokens, tokenizer, self.colour)? {
+            // In brackets it stands inside of them.
+            if self.colour && weight != before && weight != 0.0 && weight != 1.0 {
+                out += &format!("\x1b[33m×{weight}\x1b[0m ");
+            }
+            before = weight;
             out += &self.marked(weight, special, &visible(&text));
         }
         Ok(out)
@@ -271,8 +276,9 @@ mod tests {
         assert_eq!((padding, documents[0].prompt, documents[1].prompt), (2, 2, 1));
         let plain = Marks { colour: false };
         assert_eq!(plain.text(tokens[0], None).expect("text"), "7 8 ⟦×2: 9 3 ⟧");
-        let coloured = Marks { colour: true }.text(tokens[1], None).expect("text");
-        assert_eq!(coloured, "\x1b[2m5 \x1b[0m\x1b[1;32m6 \x1b[0m");
+        let coloured = |document: usize| Marks { colour: true }.text(tokens[document], None).expect("text");
+        assert_eq!(coloured(1), "\x1b[2m5 \x1b[0m\x1b[1;32m6 \x1b[0m");
+        assert_eq!(coloured(0), "\x1b[2m7 8 \x1b[0m\x1b[33m×2\x1b[0m \x1b[1;32m9 3 \x1b[0m");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::checkpoint::Artifact;
 use crate::config::RunConfig;
 use crate::resolve::Facts;
 
+/// A parameter's name and its numbers.
+type Named = (String, Vec<f32>);
 type Anyhow<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const ROWS: usize = 8;
@@ -118,7 +120,7 @@ fn trainer(
 }
 
 /// By parameter: its gradient, or its values.
-fn each(trainer: &Trainer, gradient: bool) -> Anyhow<Vec<(String, Vec<f32>)>> {
+fn each(trainer: &Trainer, gradient: bool) -> Anyhow<Vec<Named>> {
     let of = |param: &tallow_nn::Param| {
         let tensor = match gradient {
             true => trainer.store.grad(param)?.ok_or("a trained parameter without a gradient")?,
@@ -134,9 +136,9 @@ fn largest(values: impl Iterator<Item = f32>) -> f32 {
 }
 
 /// The largest difference of a parameter, relative to its largest value.
-fn apart(what: &str, a: &[(String, Vec<f32>)], b: &[(String, Vec<f32>)]) -> f32 {
+fn apart(what: &str, a: &[Named], b: &[Named]) -> f32 {
     assert_eq!(a.len(), b.len());
-    let of = |((name, x), (other, y)): (&(String, Vec<f32>), &(String, Vec<f32>))| {
+    let of = |((name, x), (other, y)): (&Named, &Named)| {
         assert_eq!((name, x.len()), (other, y.len()));
         let size = largest(x.iter().copied());
         assert!(size > 1e-5, "{what} {name}: nothing to compare, {size}");
