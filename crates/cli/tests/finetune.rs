@@ -85,6 +85,34 @@ fn a_base_of_four_bits_is_resumed_bit_for_bit() {
 }
 
 #[test]
+fn plan_says_what_fits_in_a_memory() {
+    let dir = school();
+    let at = dir.path();
+    let plan = |more: &str| object(&tallow(at, &format!("plan tune.toml --json {more}")));
+    let fits = |plan: &Value| plan["memory"]["total"].as_u64() <= plan["largest"]["memory"].as_u64();
+    let whole = plan("--memory 64MiB");
+    let largest = |key: &str| whole["largest"][key].as_u64().expect("fits");
+    // The largest of each fits, one more does not.
+    for (key, name) in [("train.micro_batch_size", "micro_batch_size"), ("adapter.rank", "rank")] {
+        let most = largest(name);
+        let batch = |n: u64| format!("--memory 64MiB --set {key}={n} --set train.batch_size={}", n.max(4));
+        let at_most = |n: u64| match name {
+            "rank" => plan(&format!("--memory 64MiB --set {key}={n}")),
+            _ => plan(&batch(n)),
+        };
+        assert!(most > 1 && fits(&at_most(most)), "{name} {most}");
+        if name == "micro_batch_size" {
+            assert!(!fits(&at_most(most + 1)), "{name} {most}");
+        }
+    }
+    assert!(largest("context_length") > 192);
+    assert!(plan("--memory 1MiB")["largest"]["rank"].is_null());
+    let text = stdout(&tallow(at, "plan tune.toml --memory 64MiB"));
+    assert!(text.contains("fits         in 64.0 MiB") && text.contains("rank"), "{text}");
+    fails(&tallow(at, "plan tune.toml --memory much"), 2, &["--memory", "4GiB"]);
+}
+
+#[test]
 fn dora_full_weights_and_early_stopping_run() {
     let dir = school();
     let at = dir.path();

@@ -28,6 +28,7 @@ mod conversations;
 pub mod curve;
 mod error;
 mod evaluate;
+mod fit;
 pub mod memory;
 pub mod metrics;
 mod neftune;
@@ -55,6 +56,7 @@ pub use config::{
 };
 pub use error::{Error, Result};
 pub use evaluate::{Score, Validation};
+pub use fit::Largest;
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
 pub use output::OutputClaim;
 pub use plan::{Held, MemoryPlan, StepShape, fitting_micro_batch};

@@ -15,7 +15,9 @@ use crate::checkpoint::{Artifact, Checkpoints};
 use crate::config::{AdapterSection, ObjectiveKind, RunConfig, adapter_error};
 use crate::conversations::{self, Conversations};
 use crate::evaluate::Validation;
+use crate::fit::{Fit, Largest};
 use crate::output::{self, OutputClaim};
+use crate::plan::StepShape;
 use crate::progress::{format_bytes, format_count};
 use crate::resolve::{Facts, Resolved};
 use crate::trainer::{ModelParts, Trainer};
@@ -206,6 +208,27 @@ impl Run {
     /// Tokens of the training data.
     pub fn train_tokens(&self) -> u64 {
         self.loader.dataset().num_tokens()
+    }
+
+    /// The largest batch, context and rank that `memory` bytes hold, by the plan.
+    ///
+    /// # Errors
+    /// If the base cannot be packed as asked.
+    pub fn largest(&self, memory: u64) -> Result<Largest> {
+        let pack = match &self.from {
+            Some(checkpoint) => quantized(&self.resolved.run, checkpoint, &self.base_specs)?,
+            None => None,
+        };
+        let run = &self.resolved.run;
+        let step = StepShape {
+            micro_batch_size: self.resolved.micro_batch_size,
+            context_length: run.data.context_length,
+            dtype: run.train.dtype,
+            checkpointing: run.train.activation_checkpointing,
+        };
+        let (config, base) = (self.config.as_ref(), self.base_specs.as_slice());
+        let pack = pack.as_ref().map(|pack| pack as &dyn Pack);
+        Ok(Fit { config, base, adapter: self.adapter.as_ref(), pack, step }.largest(memory))
     }
 
     /// Notes about the run that the user should read before it starts.

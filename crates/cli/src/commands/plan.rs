@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Args;
 use serde_json::json;
 use tallow_train::progress::{format_bytes, format_count, format_duration};
-use tallow_train::{Run, memory};
+use tallow_train::{Largest, Run, memory};
 
 use super::pretrain::{Job, RunFile, peak_flops};
 
@@ -14,13 +14,35 @@ use super::pretrain::{Job, RunFile, peak_flops};
 #[command(after_help = "\
 Examples:
   tallow plan run.toml
+  tallow plan run.toml --memory 4GiB
   tallow plan run.toml --set train.micro_batch_size=4 --set train.activation_checkpointing=blocks --json")]
 pub struct PlanArgs {
     #[command(flatten)]
     file: RunFile,
+    /// Say what fits in this much memory: the largest batch, context and rank [default: what is available]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    memory: Option<u64>,
     /// One JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// Bytes, or a number of MiB or GiB.
+fn memory_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => return Err("expected a size such as 4GiB, 4GB or 800MiB".into()),
+    };
+    match text[..digits].parse::<f64>() {
+        Ok(number) if number > 0.0 && number * unit < 1e18 => Ok((number * unit) as u64),
+        _ => Err("expected a size such as 4GiB, 4GB or 800MiB".into()),
+    }
 }
 
 /// Share of the measured peak that training steps of this program are expected to reach.
@@ -35,6 +57,7 @@ pub fn run(args: PlanArgs) -> anyhow::Result<()> {
     let peak = peak_flops(resolved.run.train.dtype);
     let seconds = flops / (peak * EXPECTED_SHARE);
     let available = memory::available();
+    let largest = args.memory.or(available).map(|memory| run.largest(memory)).transpose()?;
     if args.json {
         let plan = json!({
             "ranks": 1,
@@ -53,11 +76,15 @@ pub fn run(args: PlanArgs) -> anyhow::Result<()> {
             },
             "peak_flops": peak,
             "expected_s": seconds,
+            "largest": largest,
         });
         writeln!(std::io::stdout(), "{plan}")?;
         return Ok(());
     }
     print_plan(&run, flops, peak, seconds, available)?;
+    if let Some(largest) = largest {
+        print_largest(&run, largest)?;
+    }
     Ok(())
 }
 
@@ -111,4 +138,20 @@ fn print_plan(run: &Run, flops: f64, peak: f64, seconds: f64, available: Option<
         )?;
     }
     Ok(())
+}
+
+/// One line: what each could be with all else as it is.
+fn print_largest(run: &Run, largest: Largest) -> std::io::Result<()> {
+    let of = |value: Option<usize>| value.map_or_else(|| "none".to_owned(), |value| value.to_string());
+    let rank = match run.adapter() {
+        Some(_) => format!(", or rank {}", of(largest.rank)),
+        None => String::new(),
+    };
+    writeln!(
+        std::io::stdout(),
+        "fits         in {}: {} rows at once, or context {}{rank}; each with all else as it is",
+        format_bytes(largest.memory),
+        of(largest.micro_batch_size),
+        of(largest.context_length)
+    )
 }
