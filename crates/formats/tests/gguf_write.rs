@@ -84,9 +84,8 @@ fn dtypes_blocks_and_shapes_are_kept_and_candle_reads_them() {
     let folder = Folder::new();
     let path = folder.path().join("m.gguf");
     let x = [1.5f32, -2.0, 0.25, 3.0, 65_504.0, 0.0];
-    let of = |dtype| {
-        GgufTensor::from_values(format!("{dtype}"), vec![2, 3], dtype, move || Ok::<_, String>(x.to_vec()))
-    };
+    let of =
+        |dtype| GgufTensor::from_values(format!("{dtype}"), vec![2, 3], dtype, move || Ok::<_, String>(x.to_vec()));
     let blocks: Vec<u8> = (0..68).map(|i| if i % 34 == 1 { 0x3c } else { (i % 34 * 3) as u8 }).collect();
     let q8 = GgufTensor::from_bytes("q".into(), vec![2, 32], DType::Ggml(GgmlType::Q8_0), || {
         Ok::<_, String>(blocks.clone())

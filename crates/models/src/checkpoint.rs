@@ -137,17 +137,6 @@ impl Checkpoint {
         }
         Ok(name)
     }
-
-    fn heads_of(&self, spec: &ParamSpec) -> Option<usize> {
-        let shape = self.config.shape();
-        if spec.name.contains(".q_proj.") {
-            Some(shape.num_heads)
-        } else if spec.name.contains(".k_proj.") {
-            Some(shape.num_kv_heads)
-        } else {
-            None
-        }
-    }
 }
 
 impl Fill for Checkpoint {
@@ -156,7 +145,7 @@ impl Fill for Checkpoint {
         match (self.naming, spec.stored_transposed) {
             (Naming::Gguf, _) => {
                 self.source.read_f32(&name, out)?;
-                if let Some(heads) = self.heads_of(spec) {
+                if let Some(heads) = gguf::permuted_heads(self.config(), &spec.name) {
                     gguf::unpermute(out, heads, spec.shape.get(1).copied().unwrap_or(1));
                 }
             }

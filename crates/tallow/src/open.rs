@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use tallow_adapters::{AdapterFill, AdapterPlan, PeftAdapter};
+use tallow_adapters::{AdapterFill, AdapterPlan};
 use tallow_formats::ModelLocation;
 use tallow_formats::gguf::GgufFile;
 use tallow_formats::hf::ModelDir;
@@ -12,6 +12,8 @@ use tallow_formats::resolve_model;
 use tallow_models::{Checkpoint, Decoder};
 use tallow_nn::{ParamStore, StoreOptions, plan_params};
 use tallow_tokenizer::{GgufVocab, Tokenizer};
+
+use crate::gguf_adapter::open_adapter;
 
 /// What can go wrong while a model is opened.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,14 @@ pub enum Error {
         /// The adapter.
         path: PathBuf,
         /// Why not, and the way out.
+        reason: String,
+    },
+    /// The adapter has no such form, or is not of this model.
+    #[error("{}: {reason}", path.display())]
+    Convert {
+        /// The adapter.
+        path: PathBuf,
+        /// What is wrong, and the way out.
         reason: String,
     },
     /// The adapter could not be read, or is not of this model.
@@ -155,7 +165,7 @@ pub fn open(model: &str, dtype: Dtype) -> Result<OpenModel> {
     open_adapted(model, None, dtype)
 }
 
-/// As [`open`], with the PEFT adapter in the folder `adapter` beside the model. The adapter's tokenizer, which carries the
+/// As [`open`], with an adapter beside the model: a PEFT directory or a GGUF file. The adapter's tokenizer, which carries the
 /// chat template that it was trained with, takes the place of the model's where it has one.
 ///
 /// # Errors
@@ -178,7 +188,7 @@ pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result
             (store, decoder, None)
         }
         Some(dir) => {
-            let files = PeftAdapter::open(dir)?;
+            let files = open_adapter(dir, config, &base)?;
             let plan = files.plan(&base)?;
             let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
             let store =
