@@ -46,5 +46,5 @@ pub use error::{Error, Result};
 pub use factory::AdapterFactory;
 pub use fill::AdapterFill;
 pub use merge::merge_into;
-pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftAdapter, write_peft};
+pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, PeftAdapter, write_peft};
 pub use plan::{Adapted, AdapterPlan};

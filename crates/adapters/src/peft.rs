@@ -16,7 +16,7 @@ pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// What stands before a module's name in PEFT's files.
-const PREFIX: &str = "base_model.model.";
+pub const PEFT_PREFIX: &str = "base_model.model.";
 
 /// The most bytes of an `adapter_config.json`.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -44,11 +44,18 @@ const WITHOUT_EFFECT: &[&str] = &[
 ];
 
 /// A LoRA adapter in files, opened but not yet read.
-#[derive(Debug)]
 pub struct PeftAdapter {
     dir: PathBuf,
     config: Map<String, Value>,
-    tensors: SafetensorsFile,
+    /// What holds the tensors, for messages.
+    weights: PathBuf,
+    tensors: Box<dyn TensorSource>,
+}
+
+impl std::fmt::Debug for PeftAdapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("PeftAdapter").field("dir", &self.dir).field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl PeftAdapter {
@@ -79,12 +86,23 @@ impl PeftAdapter {
             };
             return Err(Error::files(dir, format!("has no {ADAPTER_WEIGHTS}; {hint}")));
         }
-        let adapter = Self { dir: dir.to_path_buf(), config, tensors: SafetensorsFile::open(&weights)? };
+        let tensors = Box::new(SafetensorsFile::open(&weights)?);
+        let adapter = Self { dir: dir.to_path_buf(), config, weights, tensors };
         adapter.check_config(&path)?;
         Ok(adapter)
     }
 
-    /// The folder.
+    /// An adapter of another format, at `path`, whose settings and tensors have been given PEFT's names.
+    ///
+    /// # Errors
+    /// If the settings ask for what is not supported.
+    pub fn from_parts(path: &Path, config: Map<String, Value>, tensors: Box<dyn TensorSource>) -> Result<Self> {
+        let adapter = Self { dir: path.to_path_buf(), config, weights: path.to_path_buf(), tensors };
+        adapter.check_config(path)?;
+        Ok(adapter)
+    }
+
+    /// The folder or file.
     pub fn path(&self) -> &Path {
         &self.dir
     }
@@ -145,14 +163,14 @@ impl PeftAdapter {
     /// # Errors
     /// If a tensor belongs to no module of the model or has another shape than its module needs.
     pub fn plan(&self, specs: &[ParamSpec]) -> Result<AdapterPlan> {
-        let file = self.tensors.path();
+        let file = &self.weights;
         let by_name: BTreeMap<&str, &ParamSpec> = specs.iter().map(|s| (s.name.as_str(), s)).collect();
         let (mut modules, mut saved, mut used) = (BTreeMap::new(), HashSet::new(), HashSet::new());
         for name in self.tensors.names() {
-            let Some(inner) = name.strip_prefix(PREFIX) else {
+            let Some(inner) = name.strip_prefix(PEFT_PREFIX) else {
                 return Err(Error::files(
                     file,
-                    format!("tensor `{name}` does not begin with `{PREFIX}`, as PEFT's do"),
+                    format!("tensor `{name}` does not begin with `{PEFT_PREFIX}`, as PEFT's do"),
                 ));
             };
             if let Some(at) = inner.rfind(".lora_") {
@@ -207,24 +225,24 @@ impl PeftAdapter {
     }
 
     /// Whether the files hold the values of a parameter of the base: PEFT saves the embedding that an adapter stands beside.
-    pub(crate) fn holds_base(&self, spec: &ParamSpec) -> bool {
+    pub fn holds_base(&self, spec: &ParamSpec) -> bool {
         self.base_tensor(&spec.name).is_some()
     }
 
     fn base_tensor(&self, parameter: &str) -> Option<(String, &tallow_formats::TensorInfo)> {
         let (module, leaf) = parameter.rsplit_once('.')?;
-        let name = format!("{PREFIX}{module}.base_layer.{leaf}");
+        let name = format!("{PEFT_PREFIX}{module}.base_layer.{leaf}");
         let info = self.tensors.info(&name)?;
         Some((name, info))
     }
 
     fn foreign(&self, name: &str) -> Error {
         let made_for = self.made_for();
-        Error::files(self.tensors.path(), format!("tensor `{name}`: this model has no such module{made_for}"))
+        Error::files(&self.weights, format!("tensor `{name}`: this model has no such module{made_for}"))
     }
 
     fn adapted(&self, name: &str, module: &str, spec: &ParamSpec) -> Result<Adapted> {
-        let file = self.tensors.path();
+        let file = &self.weights;
         let embedding = name.ends_with("lora_embedding_A");
         let shape = self.tensors.info(name).map(|info| info.shape.clone()).unwrap_or_default();
         let (&[rank, d_in], &[rows, columns]) = (shape.as_slice(), spec.shape.as_slice()) else {
@@ -245,14 +263,14 @@ impl PeftAdapter {
             return Err(Error::files(&self.dir.join(ADAPTER_CONFIG), "`lora_alpha` is missing or no number"));
         };
         let scale = if self.flag("use_rslora") { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
-        let dora = self.tensors.info(&format!("{PREFIX}{module}.lora_magnitude_vector")).is_some();
+        let dora = self.tensors.info(&format!("{PEFT_PREFIX}{module}.lora_magnitude_vector")).is_some();
         let stored_transposed = spec.stored_transposed;
         Ok(Adapted { rank, alpha, scale, dora, embedding, dims, stored_transposed })
     }
 
     /// Every parameter that the plan asks for is there in its shape, and every tensor is asked for.
     fn check_shapes(&self, plan: &AdapterPlan, specs: &[ParamSpec], used: &HashSet<String>) -> Result<()> {
-        let file = self.tensors.path();
+        let file = &self.weights;
         let mut wanted = HashSet::new();
         for (module, _) in plan.modules() {
             let base = specs.iter().find(|s| s.name.strip_suffix(".weight") == Some(module));
@@ -287,12 +305,12 @@ impl PeftAdapter {
 
     /// The tensor of a parameter: PEFT once wrote `modules_to_save` into the names of whole modules.
     fn find(&self, parameter: &str) -> (String, Option<&tallow_formats::TensorInfo>) {
-        let name = format!("{PREFIX}{parameter}");
+        let name = format!("{PEFT_PREFIX}{parameter}");
         if let Some(info) = self.tensors.info(&name) {
             return (name, Some(info));
         }
         if let Some((module, leaf)) = parameter.rsplit_once('.') {
-            let older = format!("{PREFIX}{module}.modules_to_save.{leaf}");
+            let older = format!("{PEFT_PREFIX}{module}.modules_to_save.{leaf}");
             if let Some(info) = self.tensors.info(&older) {
                 return (older, Some(info));
             }
@@ -380,7 +398,7 @@ pub fn write_peft(
     tallow_formats::write_json(&dir.join(ADAPTER_CONFIG), &config)?;
     let trained = store.params().iter().filter(|param| plan.is_trained(&param.spec));
     let tensors = trained.map(|param| {
-        let name = format!("{PREFIX}{}", param.spec.name);
+        let name = format!("{PEFT_PREFIX}{}", param.spec.name);
         TensorData::from_fn(name, param.spec.stored_shape(), move || stored(store, param))
     });
     write_safetensors(&dir.join(ADAPTER_WEIGHTS), tensors.collect(), &[("format", "pt")])?;

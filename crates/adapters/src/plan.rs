@@ -105,6 +105,11 @@ impl AdapterPlan {
         self.modules.iter().map(|(name, adapted)| (name.as_str(), adapted))
     }
 
+    /// The parameters that are trained whole and saved beside the matrices.
+    pub fn saved(&self) -> impl Iterator<Item = &str> {
+        self.saved.iter().map(String::as_str)
+    }
+
     /// Whether another plan has the same modules, ranks and scales.
     pub fn is_same(&self, other: &Self) -> bool {
         self.modules == other.modules && self.saved == other.saved
@@ -132,7 +137,7 @@ impl AdapterPlan {
     }
 
     /// The two matrices of a module as parameters, and the magnitudes of DoRA.
-    pub(crate) fn specs_of(&self, module: &str, base: &ParamSpec) -> Vec<ParamSpec> {
+    pub fn specs_of(&self, module: &str, base: &ParamSpec) -> Vec<ParamSpec> {
         let Some(adapted) = self.modules.get(module) else { return vec![] };
         let (rank, (d_in, d_out)) = (adapted.rank, adapted.dims);
         let spec = |part: &str, shape: Vec<usize>, init: Init, stored_transposed: bool| ParamSpec {

@@ -11,8 +11,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    bench, chat, completions, data, doctor, finetune, generate, merge, plan, pretrain, quickstart, reference, score,
-    tokenizer,
+    bench, chat, completions, convert, data, doctor, finetune, generate, merge, plan, pretrain, quickstart, reference,
+    score, tokenizer,
 };
 
 /// From raw text to a model that writes: tokenizer, data, training, generation, in one binary.
@@ -57,6 +57,8 @@ enum Command {
     Finetune(finetune::FinetuneArgs),
     /// Add an adapter to its model, and measure what that changes
     Merge(merge::MergeArgs),
+    /// Write an adapter as a GGUF file, for llama.cpp
+    Convert(convert::ConvertArgs),
     /// Continue a prompt
     Generate(generate::GenerateArgs),
     /// A conversation in the terminal
@@ -99,6 +101,7 @@ fn run(cli: Cli) -> ExitCode {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Finetune(args) => finetune::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Score(args) => score::run(args),

@@ -153,7 +153,7 @@ impl Checkpoint {
     pub fn stored_blocks(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<GgmlMatrix>> {
         let Some((name, kind, dims)) = self.stored_kind(spec)? else { return Ok(None) };
         let mut bytes = self.source.bytes(&name)?.to_vec();
-        if let Some(heads) = self.heads_of(spec) {
+        if let Some(heads) = gguf::permuted_heads(self.config(), &spec.name) {
             gguf::unpermute(&mut bytes, heads, self.source.bytes(&name)?.len() / dims.0);
         }
         GgmlMatrix::new(kind, dims, bytes).map(Some)
@@ -171,17 +171,6 @@ impl Checkpoint {
             _ => None,
         })
     }
-
-    fn heads_of(&self, spec: &ParamSpec) -> Option<usize> {
-        let shape = self.config.shape();
-        if spec.name.contains(".q_proj.") {
-            Some(shape.num_heads)
-        } else if spec.name.contains(".k_proj.") {
-            Some(shape.num_kv_heads)
-        } else {
-            None
-        }
-    }
 }
 
 impl Fill for Checkpoint {
@@ -190,7 +179,7 @@ impl Fill for Checkpoint {
         match (self.naming, spec.stored_transposed) {
             (Naming::Gguf, _) => {
                 self.source.read_f32(&name, out)?;
-                if let Some(heads) = self.heads_of(spec) {
+                if let Some(heads) = gguf::permuted_heads(self.config(), &spec.name) {
                     gguf::unpermute(out, heads, spec.shape.get(1).copied().unwrap_or(1));
                 }
             }

@@ -1,9 +1,9 @@
-//! GGUF files: their header as a `config.json`, and their tensor names.
+//! GGUF files: their header as a `config.json`, their tensor names, and the order of their query and key rows.
 
 use serde_json::{Value, json};
 use tallow_formats::gguf::GgufFile;
 
-use crate::{Error, Result};
+use crate::{Error, ModelConfig, Result, families};
 
 /// The `config.json` that the header of a GGUF file amounts to.
 ///
@@ -146,7 +146,7 @@ fn widen(x: f32) -> f64 {
 }
 
 /// GGUF's name for a Hugging Face tensor name of any family here; `None` if it has none.
-pub(crate) fn tensor_name(hf: &str) -> Option<String> {
+pub fn tensor_name(hf: &str) -> Option<String> {
     let top = match hf {
         "model.embed_tokens.weight" | "transformer.wte.weight" => Some("token_embd.weight"),
         "transformer.wpe.weight" => Some("position_embd.weight"),
@@ -180,19 +180,57 @@ pub(crate) fn tensor_name(hf: &str) -> Option<String> {
 /// Undoes llama.cpp's reordering of query and key rows: it stores rotary pairs next to each other, `(h, i, half)`;
 /// Hugging Face keeps the halves apart, `(h, half, i)`. `rows` holds `num_heads * head_dim` rows of `cols` values, or of as
 /// many bytes of blocks.
-pub(crate) fn unpermute<T: Copy + Default>(rows: &mut [T], num_heads: usize, cols: usize) {
+pub fn unpermute<T: Copy + Default>(rows: &mut [T], num_heads: usize, cols: usize) {
+    reorder(rows, num_heads, cols, |stored, ours| (stored, ours));
+}
+
+/// What llama.cpp makes of query and key rows: the inverse of [`unpermute`].
+pub fn permute<T: Copy + Default>(rows: &mut [T], num_heads: usize, cols: usize) {
+    reorder(rows, num_heads, cols, |stored, ours| (ours, stored));
+}
+
+/// Moves rows within each head, `which` choosing from and to of a row's place in GGUF and in Hugging Face's order.
+fn reorder<T: Copy + Default>(
+    rows: &mut [T],
+    num_heads: usize,
+    cols: usize,
+    which: fn(usize, usize) -> (usize, usize),
+) {
     let head = rows.len() / num_heads;
     let pairs = head / cols / 2;
     let mut scratch = vec![T::default(); head];
     for rows in rows.chunks_exact_mut(head) {
         for i in 0..pairs {
             for half in 0..2 {
-                let (from, to) = ((2 * i + half) * cols, (half * pairs + i) * cols);
+                let (from, to) = which((2 * i + half) * cols, (half * pairs + i) * cols);
                 scratch[to..to + cols].copy_from_slice(&rows[from..from + cols]);
             }
         }
         rows.copy_from_slice(&scratch);
     }
+}
+
+/// Heads of a parameter whose rows GGUF has in its own order: rotated queries and keys.
+pub fn permuted_heads(config: &dyn ModelConfig, hf: &str) -> Option<usize> {
+    let shape = config.shape();
+    if hf.contains(".q_proj.") {
+        Some(shape.num_heads)
+    } else if hf.contains(".k_proj.") {
+        Some(shape.num_kv_heads)
+    } else {
+        None
+    }
+}
+
+/// `general.architecture` of a model.
+///
+/// # Errors
+/// If GGUF has none for its architecture.
+pub fn architecture(config: &dyn ModelConfig) -> Result<&'static str> {
+    let hf = config.to_hf();
+    let name = hf["architectures"][0].as_str().unwrap_or_default();
+    let family = families().iter().find(|family| family.architectures.contains(&name));
+    family.map(|family| family.name).ok_or_else(|| Error::architecture(name, &["llama", "gpt2"]))
 }
 
 #[cfg(test)]
@@ -204,6 +242,14 @@ mod tests {
         let mut rows: Vec<f32> = [0, 2, 1, 3, 10, 12, 11, 13].iter().map(|&x| x as f32).collect();
         unpermute(&mut rows, 2, 1);
         assert_eq!(rows, [0., 1., 2., 3., 10., 11., 12., 13.]);
+        permute(&mut rows, 2, 1);
+        assert_eq!(rows, [0., 2., 1., 3., 10., 12., 11., 13.]);
+        // Heads of three pairs: the two orders are no inverses of themselves.
+        let mut rows: Vec<f32> = (0..24).map(|x| x as f32).collect();
+        permute(&mut rows, 2, 2);
+        assert_eq!(rows[..12], [0., 1., 6., 7., 2., 3., 8., 9., 4., 5., 10., 11.]);
+        unpermute(&mut rows, 2, 2);
+        assert_eq!(rows, (0..24).map(|x| x as f32).collect::<Vec<_>>());
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod config;
 mod decoder;
 mod error;
 mod families;
-mod gguf;
+pub mod gguf;
 mod preset;
 mod quantize;
 mod registry;

@@ -33,7 +33,8 @@ pub use tallow_train as train;
 #[doc = include_str!("../../../README.md")]
 pub struct Readme;
 
-pub mod export;
+pub mod convert;
+pub mod gguf_adapter;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod merge;

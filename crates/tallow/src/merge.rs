@@ -9,12 +9,13 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use tallow_adapters::{AdapterPlan, PeftAdapter, merge_into};
-use tallow_models::{QuantizedBase, save_model};
+use tallow_models::{Decoder, QuantizedBase, save_model};
 use tallow_nn::{Fill, ForwardContext, Pack, ParamSpec, ParamStore, StoreOptions, plan_params};
 use tallow_ops::no_grad;
 
+use crate::gguf_adapter::open_adapter;
 use crate::open::{Base, Dtype, Error, OpenModel, Result, open_adapted, trained_beside};
 
 /// How far two models are from each other over some tokens.
@@ -65,16 +66,16 @@ impl Fill for MergedFill<'_> {
     }
 }
 
-/// Merges the adapter in the folder `adapter` into `into`, the weights of `model` or what it was trained beside, in f32, and
-/// compares the merged model over `text` with the adapter beside what it was trained beside.
+/// Merges the adapter at `adapter` into `into`, the weights of `model` or what it was trained beside, in f32, and compares the
+/// merged model over `text` with the adapter beside what it was trained beside.
 ///
 /// # Errors
 /// If the model or the adapter cannot be read, or do not belong together.
 pub fn merge(model: &str, adapter: &Path, text: &str, into: Base) -> Result<Merged> {
     let adapted = open_adapted(model, Some(adapter), Dtype::F32)?;
     let config = adapted.checkpoint().config();
-    let files = PeftAdapter::open(adapter)?;
     let (_, base_specs) = plan_params(|b| config.build(b))?;
+    let files = open_adapter(adapter, config, &base_specs)?;
     let plan = files.plan(&base_specs)?;
     if config.shape().tied && plan.modules().any(|(_, module)| module.embedding) {
         let reason =
@@ -89,25 +90,33 @@ pub fn merge(model: &str, adapter: &Path, text: &str, into: Base) -> Result<Merg
     let options = StoreOptions::frozen(candle_core::DType::F32, adapted.device().clone());
     let store = ParamStore::new(base_specs.clone(), &options, &fill)?;
     let decoder = store.build(|b| config.build(b))?;
-    let limit = config.shape().max_positions.min(COMPARED);
-    let mut ids = adapted.tokenizer()?.encode(text, true)?;
-    ids.truncate(limit);
-    if ids.is_empty() {
-        let reason = "the text to compare over has no token; give another".into();
-        return Err(Error::Merge { path: adapter.to_path_buf(), reason });
-    }
-    let logits = |decoder: &dyn tallow_models::Decoder| -> Result<Vec<Vec<f32>>> {
-        let x = Tensor::from_slice(&ids, (1, ids.len()), adapted.device()).map_err(tallow_nn::Error::from)?;
-        let mut cx = ForwardContext::causal(1, ids.len())?;
-        let logits = no_grad(|| decoder.logits(&x, &mut cx))?;
-        Ok(logits.squeeze(0).and_then(|x| x.to_vec2()).map_err(tallow_nn::Error::from)?)
-    };
-    let difference = compare(&logits(adapted.decoder())?, &logits(decoder.as_ref())?);
+    let ids = compared_ids(&adapted, adapter, text)?;
+    let of = |decoder: &dyn Decoder| logits(decoder, adapted.device(), &ids);
+    let difference = compare(&of(adapted.decoder())?, &of(decoder.as_ref())?);
     Ok(Merged { adapted, store, difference, into })
 }
 
 /// The most tokens that are compared over.
 pub(crate) const COMPARED: usize = 512;
+
+/// The tokens of `text` that models are compared over.
+pub(crate) fn compared_ids(model: &OpenModel, adapter: &Path, text: &str) -> Result<Vec<u32>> {
+    let mut ids = model.tokenizer()?.encode(text, true)?;
+    ids.truncate(model.checkpoint().config().shape().max_positions.min(COMPARED));
+    if ids.is_empty() {
+        let reason = "the text to compare over has no token; give another".into();
+        return Err(Error::Merge { path: adapter.to_path_buf(), reason });
+    }
+    Ok(ids)
+}
+
+/// Logits of every position of `ids`.
+pub(crate) fn logits(decoder: &dyn Decoder, device: &Device, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+    let x = Tensor::from_slice(ids, (1, ids.len()), device).map_err(tallow_nn::Error::from)?;
+    let mut cx = ForwardContext::causal(1, ids.len())?;
+    let logits = no_grad(|| decoder.logits(&x, &mut cx))?;
+    Ok(logits.squeeze(0).and_then(|x| x.to_vec2()).map_err(tallow_nn::Error::from)?)
+}
 
 pub(crate) fn compare(a: &[Vec<f32>], b: &[Vec<f32>]) -> Difference {
     let mut difference = Difference { max_logit_difference: 0.0, mean_kl: 0.0, argmax_differs: 0, tokens: a.len() };

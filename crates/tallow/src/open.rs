@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use tallow_adapters::{AdapterFill, AdapterPlan, PeftAdapter};
+use tallow_adapters::{AdapterFill, AdapterPlan};
 use tallow_formats::ModelLocation;
 use tallow_formats::gguf::GgufFile;
 use tallow_formats::hf::ModelDir;
@@ -14,6 +14,8 @@ use tallow_models::{Checkpoint, Decoder, QuantizeConfig, QuantizedBase};
 use tallow_nn::{Fill, Pack, ParamSpec, ParamStore, StoreOptions, plan_params};
 use tallow_ops::PackedMatrix;
 use tallow_tokenizer::{GgufVocab, Tokenizer};
+
+use crate::gguf_adapter::open_adapter;
 
 /// What can go wrong while a model is opened.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,14 @@ pub enum Error {
         /// How the base was quantized.
         trained: String,
         /// What the model lacks.
+        reason: String,
+    },
+    /// The adapter has no such form, or is not of this model.
+    #[error("{}: {reason}", path.display())]
+    Convert {
+        /// The adapter.
+        path: PathBuf,
+        /// What is wrong, and the way out.
         reason: String,
     },
     /// The adapter could not be read, or is not of this model.
@@ -190,7 +200,7 @@ pub fn open(model: &str, dtype: Dtype) -> Result<OpenModel> {
     open_adapted(model, None, dtype)
 }
 
-/// As [`open`], with the PEFT adapter in the folder `adapter` beside what it was trained beside; see [`OpenOptions`].
+/// As [`open`], with an adapter (a PEFT directory or a GGUF file) beside what it was trained beside; see [`OpenOptions`].
 ///
 /// # Errors
 /// As [`open_with`].
@@ -223,7 +233,7 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
             (store, decoder, None, None)
         }
         Some(dir) => {
-            let files = PeftAdapter::open(dir)?;
+            let files = open_adapter(dir, config, &base)?;
             let plan = files.plan(&base)?;
             let pack = match how.base {
                 Base::AsTrained => trained_beside(&files, &checkpoint, &base)?,

@@ -13,7 +13,7 @@ use crate::exit;
 use crate::terminal;
 
 /// What merged and adapted are compared over unless told.
-const TEXT: &str = "The merged model is compared with the adapter beside its base over this text: a few sentences of plain \
+pub(super) const TEXT: &str = "The merged model is compared with the adapter beside its base over this text: a few sentences of plain \
 English, some numbers (3.14159, 1789, 42), a list of names, and a line of code such as `let x = f(y) + 1;`.";
 
 /// Arguments of `tallow merge`.
@@ -30,7 +30,7 @@ pub struct MergeArgs {
     /// The model that the adapter was made for
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// The adapter, a PEFT directory
+    /// The adapter, a PEFT directory or a GGUF file
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
     /// What the adapter is merged into: the base as it was trained (dequantized, after QLoRA), or the model's own weights

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod bench_ops;
 pub mod chat;
 pub mod completions;
+pub mod convert;
 pub mod data;
 pub mod doctor;
 pub mod finetune;

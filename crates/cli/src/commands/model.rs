@@ -12,7 +12,7 @@ pub struct ModelArgs {
     /// A Hugging Face directory, a .gguf file, a hub id, or a name in the local store
     #[arg(long, value_name = "MODEL")]
     pub model: String,
-    /// A PEFT adapter of the model (a run's `final/`), used beside it
+    /// An adapter of the model, used beside it: a PEFT directory (a run's `final/`) or a GGUF file
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// What the adapter is put beside: as it was trained (quantized, after QLoRA), or the model's own weights

@@ -3,7 +3,7 @@
 use super::GgufValue;
 
 /// Arrays of arrays go no deeper.
-const MAX_DEPTH: usize = 4;
+pub(super) const MAX_DEPTH: usize = 4;
 
 /// The most memory that a header may ask for. A vocabulary of 260,000 tokens and 500,000 merges takes a fifth of it.
 const MAX_MEMORY: usize = 256 << 20;

@@ -105,3 +105,8 @@ pub(crate) fn dtype_of(id: u32) -> Result<crate::DType, String> {
         }
     })
 }
+
+/// The type number of a dtype; `None` if GGUF has none.
+pub(crate) fn number_of(dtype: crate::DType) -> Option<u32> {
+    (0..=30).find(|&id| dtype_of(id) == Ok(dtype))
+}
