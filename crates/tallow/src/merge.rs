@@ -7,9 +7,9 @@
 use std::path::Path;
 
 use candle_core::Tensor;
-use tallow_adapters::{AdapterPlan, PeftAdapter, merge_into};
+use tallow_adapters::{AdapterPlan, NamedAdapter};
 use tallow_models::save_model;
-use tallow_nn::{Fill, ForwardContext, ParamSpec, ParamStore, StoreOptions, plan_params};
+use tallow_nn::{ForwardContext, ParamStore, StoreOptions, plan_params};
 use tallow_ops::no_grad;
 
 use crate::open::{Dtype, Error, OpenModel, Result, open_adapted};
@@ -37,49 +37,34 @@ pub struct Merged {
     pub difference: Difference,
 }
 
-/// Values of the base with the adapter added.
-struct MergedFill<'a> {
-    base: &'a dyn Fill,
-    plan: &'a AdapterPlan,
-    base_specs: &'a [ParamSpec],
-    files: &'a PeftAdapter,
-}
-
-impl Fill for MergedFill<'_> {
-    fn fill(&self, spec: &ParamSpec, out: &mut [f32]) -> tallow_nn::Result<()> {
-        if self.plan.is_trained(spec) {
-            return self.files.fill(spec, out);
-        }
-        self.base.fill(spec, out)?;
-        merge_into(self.plan, self.base_specs, spec, self.files, out)
-    }
-}
-
-/// Merges the adapter in the folder `adapter` into `model`, in f32, and compares the two over `text`.
+/// Merges `adapters`, by their weights, into `model`, in f32, and compares the two over `text`.
 ///
 /// # Errors
-/// If the model or the adapter cannot be read, or do not belong together.
-pub fn merge(model: &str, adapter: &Path, text: &str) -> Result<Merged> {
-    let adapted = open_adapted(model, Some(adapter), Dtype::F32)?;
+/// If the model or an adapter cannot be read, or they do not belong together.
+pub fn merge(model: &str, adapters: &[NamedAdapter], text: &str) -> Result<Merged> {
+    let adapted = open_adapted(model, adapters, Dtype::F32)?;
+    let (Some(set), Some(first)) = (adapted.adapters(), adapters.first()) else {
+        return Err(Error::Merge { path: model.into(), reason: "no adapter is named".into() });
+    };
     let config = adapted.checkpoint().config();
-    let files = PeftAdapter::open(adapter)?;
     let (_, base_specs) = plan_params(|b| config.build(b))?;
-    let plan = files.plan(&base_specs)?;
-    if config.shape().tied && plan.modules().any(|(_, module)| module.embedding) {
+    let changes_embedding = |plan: &AdapterPlan| plan.modules().any(|(_, module)| module.embedding);
+    if let Some((adapter, _)) = adapters.iter().zip(set.plans()).find(|(_, plan)| changes_embedding(plan))
+        && config.shape().tied
+    {
         let reason =
             "its adapter changes the embedding but not the head, which is tied to it: merged they would have to part";
-        return Err(Error::Merge { path: adapter.to_path_buf(), reason: reason.into() });
+        return Err(Error::Merge { path: adapter.path.clone(), reason: reason.into() });
     }
-    let fill = MergedFill { base: adapted.checkpoint(), plan: &plan, base_specs: &base_specs, files: &files };
     let options = StoreOptions::frozen(candle_core::DType::F32, adapted.device().clone());
-    let store = ParamStore::new(base_specs.clone(), &options, &fill)?;
+    let store = ParamStore::new(base_specs.clone(), &options, &set.merged(adapted.checkpoint(), &base_specs))?;
     let decoder = store.build(|b| config.build(b))?;
     let limit = config.shape().max_positions.min(COMPARED);
     let mut ids = adapted.tokenizer()?.encode(text, true)?;
     ids.truncate(limit);
     if ids.is_empty() {
         let reason = "the text to compare over has no token; give another".into();
-        return Err(Error::Merge { path: adapter.to_path_buf(), reason });
+        return Err(Error::Merge { path: first.path.clone(), reason });
     }
     let logits = |decoder: &dyn tallow_models::Decoder| -> Result<Vec<Vec<f32>>> {
         let x = Tensor::from_slice(&ids, (1, ids.len()), adapted.device()).map_err(tallow_nn::Error::from)?;

@@ -1,9 +1,9 @@
 //! Opening a model with its tokenizer, whatever file it is in.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::{DType, Device};
-use tallow_adapters::{AdapterFill, AdapterPlan, PeftAdapter};
+use tallow_adapters::{AdapterSet, NamedAdapter};
 use tallow_formats::ModelLocation;
 use tallow_formats::gguf::GgufFile;
 use tallow_formats::hf::ModelDir;
@@ -79,7 +79,7 @@ pub struct OpenModel {
     decoder: Box<dyn Decoder>,
     tokenizer: std::result::Result<Tokenizer, String>,
     device: Device,
-    adapter: Option<AdapterPlan>,
+    adapters: Option<AdapterSet>,
 }
 
 /// The files of a model: configuration and tensors, and its tokenizer where it has one.
@@ -152,15 +152,15 @@ pub fn open_files(model: &str) -> Result<OpenFiles> {
 /// # Errors
 /// As [`open_files`], and if a tensor is missing, malformed, of the wrong shape, or would be ignored.
 pub fn open(model: &str, dtype: Dtype) -> Result<OpenModel> {
-    open_adapted(model, None, dtype)
+    open_adapted(model, &[], dtype)
 }
 
-/// As [`open`], with the PEFT adapter in the folder `adapter` beside the model. The adapter's tokenizer, which carries the
-/// chat template that it was trained with, takes the place of the model's where it has one.
+/// As [`open`], with `adapters` beside the model, which is held once. The tokenizer of the first of them that has one takes
+/// the place of the model's: it carries the chat template that the adapter was trained with.
 ///
 /// # Errors
-/// As [`open`], and if the adapter is malformed or not of this model.
-pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result<OpenModel> {
+/// As [`open`], and if an adapter is malformed or not of this model, or two cannot be used together.
+pub fn open_adapted(model: &str, adapters: &[NamedAdapter], dtype: Dtype) -> Result<OpenModel> {
     let OpenFiles { checkpoint, mut tokenizer } = open_files(model)?;
     let config = checkpoint.config();
     let (_, base) = plan_params(|b| config.build(b))?;
@@ -171,26 +171,21 @@ pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result
         Dtype::Bf16 => DType::BF16,
     };
     let options = StoreOptions::frozen(dtype, device.clone());
-    let (store, decoder, plan) = match adapter {
-        None => {
-            let store = ParamStore::new(base, &options, &checkpoint)?;
-            let decoder = store.build(|b| config.build(b))?;
-            (store, decoder, None)
-        }
-        Some(dir) => {
-            let files = PeftAdapter::open(dir)?;
-            let plan = files.plan(&base)?;
-            let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
-            let store =
-                ParamStore::new(specs.clone(), &options, &AdapterFill::of_files(&checkpoint, &plan, &specs, &files))?;
-            let decoder = store.build(|b| plan.build(b, |b| config.build(b)))?;
-            if dir.join("tokenizer.json").is_file() {
-                tokenizer = Tokenizer::from_path(dir).map_err(|e| e.to_string());
-            }
-            (store, decoder, Some(plan))
-        }
+    let (store, decoder, set) = if adapters.is_empty() {
+        let store = ParamStore::new(base, &options, &checkpoint)?;
+        let decoder = store.build(|b| config.build(b))?;
+        (store, decoder, None)
+    } else {
+        let set = AdapterSet::open(adapters, &base, &checkpoint)?;
+        let (_, specs) = plan_params(|b| set.build(b, |b| config.build(b)))?;
+        let store = ParamStore::new(specs, &options, &set.fill(&checkpoint))?;
+        let decoder = store.build(|b| set.build(b, |b| config.build(b)))?;
+        (store, decoder, Some(set))
     };
-    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapter: plan })
+    if let Some(adapter) = adapters.iter().find(|adapter| adapter.path.join("tokenizer.json").is_file()) {
+        tokenizer = Tokenizer::from_path(&adapter.path).map_err(|e| e.to_string());
+    }
+    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapters: set })
 }
 
 /// The tokenizer inside a GGUF file.
@@ -235,9 +230,9 @@ impl OpenModel {
         &self.store
     }
 
-    /// The adapter beside it, if there is one.
-    pub fn adapter(&self) -> Option<&AdapterPlan> {
-        self.adapter.as_ref()
+    /// The adapters beside it, if there are any.
+    pub fn adapters(&self) -> Option<&AdapterSet> {
+        self.adapters.as_ref()
     }
 
     /// Where it computes.

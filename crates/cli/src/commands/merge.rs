@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
+use tallow::adapters::NamedAdapter;
 use tallow::merge::merge;
 
+use super::model::parse_adapter;
 use crate::exit;
 use crate::terminal;
 
@@ -26,9 +28,9 @@ pub struct MergeArgs {
     /// The model that the adapter was made for
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// The adapter, a PEFT directory
-    #[arg(long, value_name = "DIR")]
-    adapter: PathBuf,
+    /// The adapter, a PEFT directory; several are added by their weights, 1 unless given
+    #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = parse_adapter, required = true)]
+    adapter: Vec<NamedAdapter>,
     /// The Hugging Face directory to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,

@@ -1,8 +1,9 @@
 //! Opening the model that `--model` names, for the commands that run one.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::{Args, ValueEnum};
+use tallow::adapters::NamedAdapter;
 use tallow::open::{Dtype, OpenModel, open_adapted};
 
 /// The model to run.
@@ -11,9 +12,10 @@ pub struct ModelArgs {
     /// A Hugging Face directory, a .gguf file, a hub id, or a name in the local store
     #[arg(long, value_name = "MODEL")]
     pub model: String,
-    /// A PEFT adapter of the model (a run's `final/`), used beside it
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// A PEFT adapter of the model (a run's `final/`), used beside it; several are added by their weights, 1 unless given. The
+    /// tokenizer is that of the first that has one
+    #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = parse_adapter)]
+    pub adapter: Vec<NamedAdapter>,
     /// Dtype to compute in
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
@@ -28,6 +30,17 @@ pub enum DtypeArg {
     Bf16,
 }
 
+/// `DIR` or `DIR=WEIGHT`; what exists whole is a folder.
+pub fn parse_adapter(text: &str) -> Result<NamedAdapter, String> {
+    let Some((dir, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
+        return Ok(NamedAdapter::new(text));
+    };
+    match weight.parse::<f32>() {
+        Ok(weight) if weight.is_finite() => Ok(NamedAdapter { weight, ..NamedAdapter::new(dir) }),
+        _ => Err(format!("there is no folder {text}, and {weight:?} is no weight: a finite number, e.g. {dir}=0.5")),
+    }
+}
+
 impl ModelArgs {
     /// Opens it, telling the user what its files say that has no effect.
     pub fn open(&self) -> anyhow::Result<OpenModel> {
@@ -35,7 +48,7 @@ impl ModelArgs {
             DtypeArg::F32 => Dtype::F32,
             DtypeArg::Bf16 => Dtype::Bf16,
         };
-        let model = open_adapted(&self.model, self.adapter.as_deref(), dtype)?;
+        let model = open_adapted(&self.model, &self.adapter, dtype)?;
         for key in model.checkpoint().unknown_keys() {
             eprintln!("note: {}: config.json has `{key}`, which is not known and has no effect", self.model);
         }
