@@ -144,7 +144,7 @@ impl Fill for Merged<'_> {
             return case.files.fill(spec, out);
         }
         case.model.checkpoint.fill(spec, out)?;
-        merge_into(&case.plan, &case.base_specs, spec, &case.files, out)
+        merge_into(&case.plan, &case.base_specs, spec, &case.files, 1.0, out)
     }
 }
 

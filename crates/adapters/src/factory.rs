@@ -1,34 +1,53 @@
 //! [`AdapterFactory`]: a factory that puts adapters beside what another one gives.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device};
 use tallow_nn::{Embedding, Error, Head, LayerFactory, Linear, LinearSpec, ParamSpec, Result};
 use tallow_ops::{LoraWeights, Weight};
 
 use crate::AdapterPlan;
-use crate::layer::{LoraEmbedding, LoraHead, LoraProjection};
+use crate::layer::{Beside, LoraEmbedding, LoraHead, LoraProjection};
 
-/// Asks `inner` for every layer, and for the matrices of an adapter beside those that the plan names.
+/// Asks `inner` for every layer, and for the matrices of the adapters beside those that their plans name.
 pub struct AdapterFactory<'a> {
     inner: &'a dyn LayerFactory,
-    plan: &'a AdapterPlan,
+    plans: Vec<&'a AdapterPlan>,
+    weights: Arc<[f32]>,
+}
+
+/// The name of a parameter of adapter `index`: the first's as it is, as where it is the only one.
+pub(crate) fn indexed(index: usize, name: &str) -> String {
+    if index == 0 { name.to_owned() } else { format!("adapters.{index}.{name}") }
 }
 
 impl<'a> AdapterFactory<'a> {
-    /// Around `inner`, as `plan` says.
+    /// One adapter around `inner`, as `plan` says.
     pub fn new(inner: &'a dyn LayerFactory, plan: &'a AdapterPlan) -> Self {
-        Self { inner, plan }
+        Self::of_all(inner, vec![plan], Arc::new([1.0]))
     }
 
-    /// The adapter's weights beside `base`, in the order of [`AdapterPlan::specs_of`].
-    fn adapter(&self, module: &str, base: &ParamSpec) -> Result<Option<(LoraWeights, Option<Weight>)>> {
-        let Some(adapted) = self.plan.modules.get(module) else { return Ok(None) };
-        let weights =
-            self.plan.specs_of(module, base).iter().map(|spec| self.inner.weight(spec)).collect::<Result<Vec<_>>>()?;
-        let mut weights = weights.into_iter();
-        match (weights.next(), weights.next()) {
-            (Some(a), Some(b)) => Ok(Some((LoraWeights { a, b, scale: adapted.scale }, weights.next()))),
-            _ => Err(Error::Param { name: module.into(), reason: "its adapter has no matrices".into() }),
+    /// Several, with their weights where a pass names none.
+    pub(crate) fn of_all(inner: &'a dyn LayerFactory, plans: Vec<&'a AdapterPlan>, weights: Arc<[f32]>) -> Self {
+        Self { inner, plans, weights }
+    }
+
+    /// The adapters' weights beside `base`, in the order of [`AdapterPlan::specs_of`]. Only one alone has magnitudes.
+    fn beside(&self, module: &str, base: &ParamSpec) -> Result<Option<(Beside, Option<Weight>)>> {
+        let (mut loras, mut magnitude) = (vec![], None);
+        for (index, plan) in self.plans.iter().enumerate() {
+            let Some(adapted) = plan.modules.get(module) else { continue };
+            let named = |spec: ParamSpec| ParamSpec { name: indexed(index, &spec.name), ..spec };
+            let specs = plan.specs_of(module, base).into_iter().map(named);
+            let weights = specs.map(|spec| self.inner.weight(&spec)).collect::<Result<Vec<_>>>()?;
+            let mut weights = weights.into_iter();
+            let (Some(a), Some(b)) = (weights.next(), weights.next()) else {
+                return Err(Error::Param { name: module.into(), reason: "its adapter has no matrices".into() });
+            };
+            loras.push((index, LoraWeights { a, b, scale: adapted.scale }));
+            magnitude = weights.next();
         }
+        Ok((!loras.is_empty()).then(|| (Beside { loras, weights: self.weights.clone() }, magnitude)))
     }
 }
 
@@ -47,16 +66,16 @@ impl LayerFactory for AdapterFactory<'_> {
 
     fn linear(&self, spec: &LinearSpec) -> Result<Linear> {
         let base = self.inner.linear(spec)?;
-        let Some((lora, magnitude)) = self.adapter(&spec.name, &spec.weight_spec())? else { return Ok(base) };
-        let dropout = self.plan.config.dropout;
-        Ok(Linear::new(LoraProjection::new(base, lora, magnitude, dropout, spec)?))
+        let Some((beside, magnitude)) = self.beside(&spec.name, &spec.weight_spec())? else { return Ok(base) };
+        let dropout = self.plans.first().map_or(0.0, |plan| plan.config.dropout);
+        Ok(Linear::new(LoraProjection::new(base, beside, magnitude, dropout, spec)?))
     }
 
     fn embedding(&self, spec: &ParamSpec) -> Result<Embedding> {
         let base = self.inner.embedding(spec)?;
         let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
-        match self.adapter(module, spec)? {
-            Some((lora, _)) => Ok(Embedding::of(LoraEmbedding::new(base, lora))),
+        match self.beside(module, spec)? {
+            Some((beside, _)) => Ok(Embedding::of(LoraEmbedding::new(base, beside))),
             None => Ok(base),
         }
     }
@@ -64,8 +83,8 @@ impl LayerFactory for AdapterFactory<'_> {
     fn head(&self, spec: &ParamSpec) -> Result<Head> {
         let base = self.inner.head(spec)?;
         let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
-        match self.adapter(module, spec)? {
-            Some((lora, _)) => Ok(LoraHead::head(base, lora)),
+        match self.beside(module, spec)? {
+            Some((beside, _)) => Ok(LoraHead::head(base, beside)),
             None => Ok(base),
         }
     }

@@ -40,6 +40,7 @@ mod layer;
 mod merge;
 mod peft;
 mod plan;
+mod set;
 
 pub use config::{LoraConfig, LoraInit, Targets};
 pub use error::{Error, Result};
@@ -48,3 +49,4 @@ pub use fill::AdapterFill;
 pub use merge::merge_into;
 pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, PeftAdapter, write_peft};
 pub use plan::{Adapted, AdapterPlan};
+pub use set::{AdapterSet, NamedAdapter};

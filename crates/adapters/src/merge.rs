@@ -4,8 +4,8 @@ use tallow_nn::{Error, Fill, ParamSpec, Result};
 
 use crate::{AdapterPlan, PeftAdapter};
 
-/// Adds the adapter of `spec`'s module, if it has one, to `values`, the base's values of `spec`: `W + s B A`, and with
-/// magnitudes `m (W + s B A) / |W + s B A|`, row by row. `base_specs` are the parameters of the base.
+/// Adds the adapter of `spec`'s module, if it has one, to `values`, the base's values of `spec`: `W + w s B A`, and with
+/// magnitudes, whose weight `w` is 1, `m (W + s B A) / |W + s B A|`, row by row. `base_specs` are the parameters of the base.
 ///
 /// # Errors
 /// If the adapter's values cannot be read.
@@ -14,6 +14,7 @@ pub fn merge_into(
     base_specs: &[ParamSpec],
     spec: &ParamSpec,
     files: &PeftAdapter,
+    weight: f32,
     values: &mut [f32],
 ) -> Result<()> {
     let Some(module) = spec.name.strip_suffix(".weight") else { return Ok(()) };
@@ -29,7 +30,7 @@ pub fn merge_into(
     };
     let (Some(a), Some(b)) = (parts.first(), parts.get(1)) else { return Ok(()) };
     let (a, mut b) = (read(a)?, read(b)?);
-    b.iter_mut().for_each(|x| *x = (f64::from(*x) * adapted.scale) as f32);
+    b.iter_mut().for_each(|x| *x = (f64::from(*x) * adapted.scale * f64::from(weight)) as f32);
     let (rank, columns) = (adapted.rank, spec.shape[1]);
     if adapted.embedding {
         // E [vocab, c] += A [vocab, r] (s B)^T, B [c, r].

@@ -85,6 +85,48 @@ fn a_base_of_four_bits_is_resumed_bit_for_bit() {
 }
 
 #[test]
+fn adapters_are_added_by_their_weights_and_converted() {
+    let dir = school();
+    let at = dir.path();
+    stdout(&finetune(at, &["output=one"], &[]));
+    stdout(&finetune(at, &["output=two", "seed=8", "adapter.rank=2", "adapter.targets=q_proj"], &[]));
+    let score = |more: &str| {
+        let scored = object(&tallow(at, &format!("score --model out/final --text fox --json {more}")));
+        scored["nll"].as_f64().expect("a number")
+    };
+    let (base, one) = (score(""), score("--adapter one/final"));
+    assert_eq!(score("--adapter one/final=0"), base);
+    assert_eq!(score("--adapter one/final --adapter two/final=0"), one);
+    let both = score("--adapter one/final=0.5 --adapter two/final=-2");
+    assert!(both != base && both != one);
+    let merged = "merge --model out/final --adapter one/final=0.5 --adapter two/final=-2 --out both --json";
+    let merged = object(&tallow(at, merged));
+    assert!(merged["max_logit_difference"].as_f64().is_some_and(|x| x < 1e-4), "{merged}");
+    fails(&tallow(at, "score --model out/final --text x --adapter one/final=much"), 2, &["--adapter", "weight"]);
+    fails(&tallow(at, "score --model out/final --text x --adapter one/final --adapter one/final"), 1, &["twice"]);
+    stdout(&finetune(at, &["output=dora", "adapter.kind=dora"], &[]));
+    let dora = "score --model out/final --text x --adapter one/final --adapter dora/final";
+    fails(&tallow(at, dora), 1, &["dora/final", "DoRA", "alone"]);
+    stdout(&finetune(at, &["output=four", "adapter.quantize=nf4"], &[]));
+    let four = "score --model out/final --text x --adapter one/final --adapter four/final";
+    fails(&tallow(at, four), 1, &["four/final", "nf4", "--base original"]);
+    assert!(score("--base original --adapter one/final --adapter four/final").is_finite());
+
+    // As llama.cpp takes adapters, and back.
+    let written = object(&tallow(at, "convert --model out/final --adapter one/final --to gguf --out one.gguf --json"));
+    assert!(written["max_logit_difference"].as_f64().is_some_and(|x| x < 1e-5), "{written}");
+    assert!((score("--adapter one.gguf") - one).abs() < 1e-5);
+    fails(&tallow(at, "convert --model out/final --adapter dora/final --to gguf --out d.gguf"), 1, &["tallow merge"]);
+    assert!(!at.join("d.gguf").exists());
+    let written = object(&tallow(at, "convert --model out/final --to safetensors --out copy --json"));
+    assert_eq!(written["max_logit_difference"], 0.0);
+    assert!(at.join("copy/model.safetensors").is_file() && at.join("copy/tokenizer.json").is_file());
+    fails(&tallow(at, "convert --model out/final --to gguf --out m.gguf"), 2, &["--adapter"]);
+    let adapter = "convert --model out/final --adapter one/final --to safetensors --out a";
+    fails(&tallow(at, adapter), 2, &["tallow merge"]);
+}
+
+#[test]
 fn plan_says_what_fits_in_a_memory() {
     let dir = school();
     let at = dir.path();

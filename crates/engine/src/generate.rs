@@ -23,6 +23,8 @@ pub struct GenerateOptions {
     pub sampler: SamplerOptions,
     /// Ids that end the text; the one that ended it is not part of the result.
     pub stop_ids: Vec<u32>,
+    /// Weight of each adapter that the model holds; `None` for those it was opened with.
+    pub adapters: Option<Arc<[f32]>>,
 }
 
 /// Why generation ended.
@@ -72,7 +74,7 @@ pub fn generate(
         if history.len() > capacity {
             break;
         }
-        let logits = no_grad(|| next_logits(model, device, &pending, &mut cache))?;
+        let logits = no_grad(|| next_logits(model, device, &pending, &mut cache, options.adapters.as_ref()))?;
         let id = sampler.sample(&logits, &history)?.id;
         if options.stop_ids.contains(&id) {
             finish_reason = FinishReason::Stop;
@@ -90,7 +92,13 @@ pub fn generate(
 
 /// Runs `ids` behind what the cache holds; the logits of the token after them, f32 `[v]`. A prefix LM sees the first of them,
 /// which are the prompt, both ways: all of it is run at once.
-fn next_logits(model: &dyn Decoder, device: &Device, ids: &[u32], cache: &mut ContiguousCache) -> Result<Vec<f32>> {
+fn next_logits(
+    model: &dyn Decoder,
+    device: &Device,
+    ids: &[u32],
+    cache: &mut ContiguousCache,
+    adapters: Option<&Arc<[f32]>>,
+) -> Result<Vec<f32>> {
     let mut last = None;
     let prefix = model.shape().prefix_lm && cache.is_empty();
     for chunk in ids.chunks(if prefix { ids.len() } else { PROMPT_CHUNK }) {
@@ -102,11 +110,12 @@ fn next_logits(model: &dyn Decoder, device: &Device, ids: &[u32], cache: &mut Co
         let positions = (held as u32..(held + t) as u32).collect();
         let mut cx = ForwardContext::whole(Arc::new(positions), Arc::new(ranges));
         cx.cache = Some(cache);
+        cx.adapters = adapters.cloned();
         let x = model.hidden(&Tensor::from_slice(chunk, (1, t), device)?, &mut cx)?;
         last = Some(x.narrow(1, t - 1, 1)?);
     }
     let x = last.ok_or(Error::Empty { needed: 1 })?;
-    Ok(head_logits(&x.squeeze(0)?, &model.head().weight()?)?)
+    Ok(head_logits(&x.squeeze(0)?, &model.head().weight_with(adapters.map(|weights| &weights[..]))?)?)
 }
 
 /// The model's sliding window applied to what a query sees.

@@ -57,7 +57,7 @@ pub trait Decoder: Send + Sync {
     /// As the stages.
     fn logits(&self, ids: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
         let x = self.hidden(ids, cx)?;
-        Ok(linear(&x, &self.head().weight()?, None)?)
+        Ok(linear(&x, &self.head().weight_with(cx.adapters.as_deref())?, None)?)
     }
 
     /// The last stage of training: final norm, head and cross-entropy, `x [b, t, c]`, ids of targets `[b, t] u32`.

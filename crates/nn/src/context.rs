@@ -36,12 +36,15 @@ pub struct ForwardContext<'a> {
     pub cache: Option<&'a mut dyn KvCache>,
     /// Dropout masks; `None` outside training.
     pub dropout: Option<DropoutContext>,
+    /// Weight of each adapter by its index, where the model holds any: one of weight 0 is skipped. `None` for those that the
+    /// model was built with. What a cache holds was computed with some weights and is good for no others.
+    pub adapters: Option<Arc<[f32]>>,
 }
 
 impl ForwardContext<'_> {
     /// A pass over whole rows: no cache, no dropout.
     pub fn whole(positions: Arc<Vec<u32>>, ranges: Arc<KeyRanges>) -> Self {
-        Self { positions, ranges, cache: None, dropout: None }
+        Self { positions, ranges, cache: None, dropout: None, adapters: None }
     }
 
     /// Plain causal rows of `t` tokens each, positions from 0.

@@ -128,11 +128,11 @@ impl Lookup for Table {
 
 /// What stands behind a [`Head`] that is more than a matrix.
 pub trait HeadMatrix: Debug + Send + Sync {
-    /// The matrix `[v, c]` as this pass sees it.
+    /// The matrix `[v, c]` as a pass sees it whose [`ForwardContext::adapters`] are these.
     ///
     /// # Errors
     /// If it cannot be computed.
-    fn weight(&self) -> Result<Weight>;
+    fn weight(&self, adapters: Option<&[f32]>) -> Result<Weight>;
 }
 
 /// A language-model head: the matrix `[v, c]` that gives logits.
@@ -150,9 +150,17 @@ impl Head {
     /// # Errors
     /// If it cannot be computed.
     pub fn weight(&self) -> Result<Weight> {
+        self.weight_with(None)
+    }
+
+    /// As [`weight`](Self::weight), for a pass whose [`ForwardContext::adapters`] are these.
+    ///
+    /// # Errors
+    /// If it cannot be computed.
+    pub fn weight_with(&self, adapters: Option<&[f32]>) -> Result<Weight> {
         match self {
             Head::Plain(weight) => Ok(weight.clone()),
-            Head::Of(matrix) => matrix.weight(),
+            Head::Of(matrix) => matrix.weight(adapters),
         }
     }
 }

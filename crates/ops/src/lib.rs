@@ -58,7 +58,7 @@ pub use elementwise::residual_add;
 pub use embedding::embedding;
 pub use four_bit::quantize_four_bit;
 pub use linear::linear;
-pub use lora::{LoraWeights, lora_linear, merge_lora, merged_norms, merged_rows, scale_outputs};
+pub use lora::{LoraWeights, lora_linear, lora_linear_sum, merge_lora, merged_norms, merged_rows, scale_outputs};
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamWBuckets, AdamWParams, adamw_step, all_finite, cast_to_bf16, fill_zero, global_sq_norm};
 pub use rope::{RopeLayout, RopeTable, rope};

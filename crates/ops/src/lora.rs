@@ -40,8 +40,58 @@ pub fn lora_linear(
     bias: Option<&Weight>,
     lora: &LoraWeights,
 ) -> Result<Tensor> {
+    lora_linear_sum(x, dropped, weight, bias, std::slice::from_ref(lora))
+}
+
+/// [`lora_linear`] with several adapters: `y = x W^T + bias + sum_i s_i (x' A_i^T) B_i^T`, added in their order. With one it
+/// is that op, with none [`linear`], to the bit.
+///
+/// # Errors
+/// As [`lora_linear`].
+pub fn lora_linear_sum(
+    x: &Tensor,
+    dropped: Option<&Tensor>,
+    weight: &Weight,
+    bias: Option<&Weight>,
+    loras: &[LoraWeights],
+) -> Result<Tensor> {
+    if loras.is_empty() {
+        return linear(x, weight, bias);
+    }
     let dims = crate::linear::check(x, weight, bias)?;
-    let down = crate::linear::check(dropped.unwrap_or(x), &lora.a, None)?;
+    for lora in loras {
+        check(x, dropped.unwrap_or(x), weight, lora, dims)?;
+    }
+    let adapters = loras.iter().flat_map(|lora| [&lora.a, &lora.b]);
+    let tracked = std::iter::once(weight).chain(adapters).chain(bias).any(Weight::needs_grad);
+    let tracked = tracked || is_tracked(x) || dropped.is_some_and(is_tracked);
+    if !on_cpu(x) || (tracked && !recording()) {
+        // On candle's tape an op has three operands at most.
+        let mut y = linear(x, weight, bias)?;
+        for lora in loras {
+            let z = linear(&linear(dropped.unwrap_or(x), &lora.a, None)?, &lora.b, None)?;
+            y = composed_of("lora", &[&y, &z], |x| &x[0] + (&x[1] * lora.scale)?)?;
+        }
+        return Ok(y);
+    }
+    let x = dense(x)?;
+    let dropped = dropped.map(dense).transpose()?;
+    let linear = Linear::new(weight, bias, dims, x.shape().clone());
+    let mut op = LoraLinear { linear, loras: loras.to_vec(), downs: vec![] };
+    let _span = trace::op("lora-linear", || op.forward_cost());
+    let y = with_dtype!("lora_linear", x.dtype(), T => op.forward::<T>(&x, dropped.as_ref().unwrap_or(&x))?);
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = dims.o;
+    }
+    match &dropped {
+        Some(dropped) => finish(op, &[&x, dropped], y, shape),
+        None => finish(op, &[&x], y, shape),
+    }
+}
+
+fn check(x: &Tensor, dropped: &Tensor, weight: &Weight, lora: &LoraWeights, dims: Dims) -> Result<()> {
+    let down = crate::linear::check(dropped, &lora.a, None)?;
     let (r, bs) = (down.o, lora.b.shape());
     if bs.dims() != [dims.o, r] || down.n != dims.n {
         bail!(
@@ -56,81 +106,71 @@ pub fn lora_linear(
     if lora.b.dtype() != x.dtype() || !lora.b.device().same_device(x.device()) {
         bail!("lora_linear: x is {:?} and B {:?}: they must share dtype and device", x.dtype(), lora.b.dtype())
     }
-    let tracked = [weight, &lora.a, &lora.b].into_iter().chain(bias).any(Weight::needs_grad);
-    let tracked = tracked || is_tracked(x) || dropped.is_some_and(is_tracked);
-    if !on_cpu(x) || (tracked && !recording()) {
-        // On candle's tape an op has three operands at most.
-        let y = linear(x, weight, bias)?;
-        let z = linear(&linear(dropped.unwrap_or(x), &lora.a, None)?, &lora.b, None)?;
-        return composed_of("lora", &[&y, &z], |x| &x[0] + (&x[1] * lora.scale)?);
-    }
-    let x = dense(x)?;
-    let dropped = dropped.map(dense).transpose()?;
-    let mut op =
-        LoraLinear { linear: Linear::new(weight, bias, dims, x.shape().clone()), lora: lora.clone(), r, down: None };
-    let _span = trace::op("lora-linear", || op.forward_cost());
-    let y = with_dtype!("lora_linear", x.dtype(), T => op.forward::<T>(&x, dropped.as_ref().unwrap_or(&x))?);
-    let mut shape = x.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = dims.o;
-    }
-    match &dropped {
-        Some(dropped) => finish(op, &[&x, dropped], y, shape),
-        None => finish(op, &[&x], y, shape),
-    }
+    Ok(())
 }
 
 struct LoraLinear {
     linear: Linear,
-    lora: LoraWeights,
-    r: usize,
-    /// `s x' A^T [n, r]`.
-    down: Option<Tensor>,
+    loras: Vec<LoraWeights>,
+    /// `s_i x' A_i^T [n, r_i]`.
+    downs: Vec<Tensor>,
 }
 
 impl LoraLinear {
+    /// Sum of the ranks.
+    fn ranks(&self) -> usize {
+        self.loras.iter().map(|lora| lora.a.shape().dims()[0]).sum()
+    }
+
     fn forward_cost(&self) -> Cost {
-        let (size, Dims { n, c, o }, r) = (self.lora.a.dtype().size_in_bytes(), self.linear.dims, self.r);
+        let (size, Dims { n, c, o }, r) = (self.loras[0].a.dtype().size_in_bytes(), self.linear.dims, self.ranks());
         let Cost { flops, bytes } = self.linear.dims.forward_cost(size);
         Cost { flops: flops + (2 * n * r * (c + o)) as f64, bytes: bytes + (size * r * (c + o)) as f64 }
     }
 
     fn forward<T: Scalar>(&mut self, x: &Tensor, dropped: &Tensor) -> Result<CpuStorage> {
-        let (Dims { n, c, o }, r) = (self.linear.dims, self.r);
+        let Dims { n, c, o } = self.linear.dims;
         let mut y = self.linear.forward::<T>(x)?;
-        let (a, b) = (self.lora.a.value()?.detach().contiguous()?, self.lora.b.value()?.detach().contiguous()?);
-        let ((xs, xl), (als, all), (bs, bl)) =
-            (dropped.storage_and_layout(), a.storage_and_layout(), b.storage_and_layout());
-        let mut down = unspecified::<T>(n * r);
-        T::nt(n, r, c, view::<T>(&xs, xl)?, view::<T>(&als, all)?, &mut down);
-        elementwise::scale(simd::level(), self.lora.scale as f32, &mut down);
-        T::nt_add(n, o, r, &down, view::<T>(&bs, bl)?, T::values_mut(&mut y)?);
-        self.down = Some(tensor_of(T::into_storage(down), (n, r).into())?);
+        for lora in &self.loras {
+            let r = lora.a.shape().dims()[0];
+            let (a, b) = (lora.a.value()?.detach().contiguous()?, lora.b.value()?.detach().contiguous()?);
+            let ((xs, xl), (als, all), (bs, bl)) =
+                (dropped.storage_and_layout(), a.storage_and_layout(), b.storage_and_layout());
+            let mut down = unspecified::<T>(n * r);
+            T::nt(n, r, c, view::<T>(&xs, xl)?, view::<T>(&als, all)?, &mut down);
+            elementwise::scale(simd::level(), lora.scale as f32, &mut down);
+            T::nt_add(n, o, r, &down, view::<T>(&bs, bl)?, T::values_mut(&mut y)?);
+            self.downs.push(tensor_of(T::into_storage(down), (n, r).into())?);
+        }
         Ok(y)
     }
 
     fn gradients<T: Scalar>(&self, inputs: &[Tensor], dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
-        let (Dims { n, c, o }, r) = (self.linear.dims, self.r);
-        let Some(down) = &self.down else { bail!("lora-linear: its backward comes before its forward") };
-        let dropped = inputs.last().unwrap_or(down);
+        let Dims { n, c, o } = self.linear.dims;
+        let Some(dropped) = inputs.last() else { bail!("lora-linear: its input was not kept") };
         // That of W first: where both inputs are one, the adapter's is then added as its product goes.
         self.linear.gradients::<T>(inputs.first(), dy, grads)?;
-        let (a, b) = (self.lora.a.value()?.detach().contiguous()?, self.lora.b.value()?.detach().contiguous()?);
-        let ((ds, dl), (hs, hl), (xs, xl)) =
-            (dy.storage_and_layout(), down.storage_and_layout(), dropped.storage_and_layout());
-        let ((als, all), (bs, bl)) = (a.storage_and_layout(), b.storage_and_layout());
-        let (dy, x_values) = (view::<T>(&ds, dl)?, view::<T>(&xs, xl)?);
-        let mut ddown = unspecified::<T>(n * r);
-        T::nn(n, r, o, dy, view::<T>(&bs, bl)?, &mut ddown, false);
-        elementwise::scale(simd::level(), self.lora.scale as f32, &mut ddown);
-        grads.write(inputs.len() - 1, dropped.shape(), |dx: &mut [T], add| {
-            T::nn(n, c, r, &ddown, view::<T>(&als, all)?, dx, add);
-            Ok(())
-        })?;
-        let first = self.linear.weights().len();
-        grads.weight(first, |sum| T::tn_add(r, c, n, &ddown, x_values, sum))?;
-        let down = view::<T>(&hs, hl)?;
-        grads.weight(first + 1, |sum| T::tn_add(o, r, n, dy, down, sum))
+        let mut first = self.linear.weights().len();
+        for (lora, down) in self.loras.iter().zip(&self.downs) {
+            let r = lora.a.shape().dims()[0];
+            let (a, b) = (lora.a.value()?.detach().contiguous()?, lora.b.value()?.detach().contiguous()?);
+            let ((ds, dl), (hs, hl), (xs, xl)) =
+                (dy.storage_and_layout(), down.storage_and_layout(), dropped.storage_and_layout());
+            let ((als, all), (bs, bl)) = (a.storage_and_layout(), b.storage_and_layout());
+            let (dy, x_values) = (view::<T>(&ds, dl)?, view::<T>(&xs, xl)?);
+            let mut ddown = unspecified::<T>(n * r);
+            T::nn(n, r, o, dy, view::<T>(&bs, bl)?, &mut ddown, false);
+            elementwise::scale(simd::level(), lora.scale as f32, &mut ddown);
+            grads.write(inputs.len() - 1, dropped.shape(), |dx: &mut [T], add| {
+                T::nn(n, c, r, &ddown, view::<T>(&als, all)?, dx, add);
+                Ok(())
+            })?;
+            grads.weight(first, |sum| T::tn_add(r, c, n, &ddown, x_values, sum))?;
+            let down = view::<T>(&hs, hl)?;
+            grads.weight(first + 1, |sum| T::tn_add(o, r, n, dy, down, sum))?;
+            first += 2;
+        }
+        Ok(())
     }
 }
 
@@ -141,13 +181,13 @@ impl Backward for LoraLinear {
 
     fn weights(&self) -> Vec<&Weight> {
         let mut weights = self.linear.weights();
-        weights.extend([&self.lora.a, &self.lora.b]);
+        weights.extend(self.loras.iter().flat_map(|lora| [&lora.a, &lora.b]));
         weights
     }
 
     fn cost(&self) -> Cost {
-        let (Dims { n, c, o }, r) = (self.linear.dims, self.r);
-        let size = self.lora.a.dtype().size_in_bytes();
+        let (Dims { n, c, o }, r) = (self.linear.dims, self.ranks());
+        let size = self.loras[0].a.dtype().size_in_bytes();
         let trained = if self.linear.trained { 4 } else { 2 };
         let flops = (trained * n * c * o + 4 * n * r * (c + o)) as f64;
         Cost { flops, bytes: (size * (2 * n * o + 2 * n * c + o * c)) as f64 }

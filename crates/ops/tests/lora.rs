@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 use tallow_ops::{
     CrossEntropyOptions, LoraWeights, PackedMatrix, Targets, Weight, dropout, embedding, linear, linear_cross_entropy,
-    lora_linear, merge_lora, merged_norms, no_grad, record, reference, scale_outputs,
+    lora_linear, lora_linear_sum, merge_lora, merged_norms, no_grad, record, reference, scale_outputs,
 };
 use tallow_testkit::{LINEAR, assert_close, bits, random, run, run_recorded, slot_sum, trainable, values};
 
@@ -274,4 +274,27 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(op(&x, &w, &a, &b.to_dtype(DType::BF16).unwrap()).contains("dtype"));
     let norm = Arc::new(vec![1.0; 4]);
     assert!(scale_outputs(&x, &bias.clone().into(), &norm, None).is_err());
+}
+
+#[test]
+fn several_adapters_are_added_and_each_gets_its_gradient() {
+    let [x, w, bias, a, b] = inputs(6, 8, 5, 3);
+    let (a2, b2) = (random((2, 8), 6, 0.4), random((5, 2), 7, 0.5));
+    let op = |x: &[Tensor]| {
+        let lora = |i: usize, scale: f64| LoraWeights { a: x[i].clone().into(), b: x[i + 1].clone().into(), scale };
+        lora_linear_sum(&x[0], None, &x[1].clone().into(), Some(&x[2].clone().into()), &[lora(3, SCALE), lora(5, -0.5)])
+    };
+    let composed = |x: &[Tensor]| {
+        let y = reference::lora_linear(&x[0], &x[0], &x[1], Some(&x[2]), (&x[3], &x[4], SCALE))?;
+        y - (reference::linear(&reference::linear(&x[0], &x[5], None)?, &x[6], None)? * 0.5)?
+    };
+    let dy = random((6, 5), 99, 1.0);
+    let inputs = [x, w, bias, a, b, a2, b2];
+    let (want, want_grads) = run(&composed, &inputs, &dy);
+    for (got, grads) in [run_recorded(&op, &inputs, &dy), run(&op, &inputs, &dy)] {
+        assert_close("two adapters", &got, &want, 3e-6);
+        for (i, (g, w)) in grads.iter().zip(&want_grads).enumerate() {
+            assert_close(&format!("two adapters, gradient {i}"), g, w, 4e-6);
+        }
+    }
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::json;
+use tallow::adapters::NamedAdapter;
 use tallow::engine::{FinishReason, GenerateOptions, generate};
 use tallow::eval::{exact_match, f1};
 use tallow::open::{Dtype, open_adapted};
@@ -85,7 +86,8 @@ fn main() -> Result<()> {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     let records = read(&args)?;
-    let model = open_adapted(&args.model, args.adapter.as_deref(), Dtype::F32)?;
+    let adapters: Vec<NamedAdapter> = args.adapter.iter().map(NamedAdapter::new).collect();
+    let model = open_adapted(&args.model, &adapters, Dtype::F32)?;
     let tokenizer = model.tokenizer()?;
     let encoder = tokenizer.chat_encoder()?;
     let rendering = ChatOptions {

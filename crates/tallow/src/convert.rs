@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tallow_adapters::NamedAdapter;
 use tallow_models::save_model;
 use tallow_nn::plan_params;
 
@@ -16,7 +17,7 @@ use crate::open::{Dtype, Result, open, open_adapted};
 /// If the model or the adapter cannot be read, do not belong together, or llama.cpp has no such adapters.
 pub fn adapter_to_gguf(model: &str, adapter: &Path, out: &Path, text: &str) -> Result<Difference> {
     let (ids, before) = {
-        let adapted = open_adapted(model, Some(adapter), Dtype::F32)?;
+        let adapted = open_adapted(model, &[NamedAdapter::new(adapter)], Dtype::F32)?;
         let config = adapted.checkpoint().config();
         let (_, base) = plan_params(|b| config.build(b))?;
         let files = open_adapter(adapter, config, &base)?;
@@ -26,7 +27,7 @@ pub fn adapter_to_gguf(model: &str, adapter: &Path, out: &Path, text: &str) -> R
         write_adapter(out, adapted.checkpoint(), config, &base, &plan, &files)?;
         (ids, before)
     };
-    let converted = open_adapted(model, Some(out), Dtype::F32)?;
+    let converted = open_adapted(model, &[NamedAdapter::new(out)], Dtype::F32)?;
     Ok(compare(&before, &logits(converted.decoder(), converted.device(), &ids)?))
 }
 

@@ -10,13 +10,12 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use tallow_adapters::{AdapterPlan, PeftAdapter, merge_into};
-use tallow_models::{Decoder, QuantizedBase, save_model};
-use tallow_nn::{Fill, ForwardContext, Pack, ParamSpec, ParamStore, StoreOptions, plan_params};
+use tallow_adapters::{AdapterPlan, NamedAdapter};
+use tallow_models::{Decoder, save_model};
+use tallow_nn::{ForwardContext, ParamStore, StoreOptions, plan_params};
 use tallow_ops::no_grad;
 
-use crate::gguf_adapter::open_adapter;
-use crate::open::{Base, Dtype, Error, OpenModel, Result, open_adapted, trained_beside};
+use crate::open::{Base, Dtype, Error, OpenModel, Result, open_adapted};
 
 /// How far two models are from each other over some tokens.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -43,54 +42,31 @@ pub struct Merged {
     pub into: Base,
 }
 
-/// Values of the base with the adapter added.
-struct MergedFill<'a> {
-    base: &'a dyn Fill,
-    /// What the base is quantized by first.
-    pack: Option<QuantizedBase<'a>>,
-    plan: &'a AdapterPlan,
-    base_specs: &'a [ParamSpec],
-    files: &'a PeftAdapter,
-}
-
-impl Fill for MergedFill<'_> {
-    fn fill(&self, spec: &ParamSpec, out: &mut [f32]) -> tallow_nn::Result<()> {
-        if self.plan.is_trained(spec) {
-            return self.files.fill(spec, out);
-        }
-        match self.pack.as_ref().map(|pack| pack.pack(spec, self.base)).transpose()?.flatten() {
-            Some(matrix) => matrix.unpack(0..matrix.dims().0, out),
-            None => self.base.fill(spec, out)?,
-        }
-        merge_into(self.plan, self.base_specs, spec, self.files, out)
-    }
-}
-
-/// Merges the adapter at `adapter` into `into`, the weights of `model` or what it was trained beside, in f32, and compares the
-/// merged model over `text` with the adapter beside what it was trained beside.
+/// Merges `adapters`, by their weights, into `into`, the weights of `model` or what they were trained beside, in f32, and
+/// compares the merged model over `text` with the adapters beside what they were trained beside.
 ///
 /// # Errors
-/// If the model or the adapter cannot be read, or do not belong together.
-pub fn merge(model: &str, adapter: &Path, text: &str, into: Base) -> Result<Merged> {
-    let adapted = open_adapted(model, Some(adapter), Dtype::F32)?;
+/// If the model or an adapter cannot be read, or they do not belong together.
+pub fn merge(model: &str, adapters: &[NamedAdapter], text: &str, into: Base) -> Result<Merged> {
+    let adapted = open_adapted(model, adapters, Dtype::F32)?;
+    let (Some(set), Some(first)) = (adapted.adapters(), adapters.first()) else {
+        return Err(Error::Merge { path: model.into(), reason: "no adapter is named".into() });
+    };
     let config = adapted.checkpoint().config();
     let (_, base_specs) = plan_params(|b| config.build(b))?;
-    let files = open_adapter(adapter, config, &base_specs)?;
-    let plan = files.plan(&base_specs)?;
-    if config.shape().tied && plan.modules().any(|(_, module)| module.embedding) {
+    let changes_embedding = |plan: &AdapterPlan| plan.modules().any(|(_, module)| module.embedding);
+    if let Some((adapter, _)) = adapters.iter().zip(set.plans()).find(|(_, plan)| changes_embedding(plan))
+        && config.shape().tied
+    {
         let reason =
             "its adapter changes the embedding but not the head, which is tied to it: merged they would have to part";
-        return Err(Error::Merge { path: adapter.to_path_buf(), reason: reason.into() });
+        return Err(Error::Merge { path: adapter.path.clone(), reason: reason.into() });
     }
-    let pack = match into {
-        Base::AsTrained => trained_beside(&files, adapted.checkpoint(), &base_specs)?,
-        Base::Original => None,
-    };
-    let fill = MergedFill { pack, base: adapted.checkpoint(), plan: &plan, base_specs: &base_specs, files: &files };
+    let base = adapted.base(into, &base_specs)?;
     let options = StoreOptions::frozen(candle_core::DType::F32, adapted.device().clone());
-    let store = ParamStore::new(base_specs.clone(), &options, &fill)?;
+    let store = ParamStore::new(base_specs.clone(), &options, &set.merged(&base, &base_specs))?;
     let decoder = store.build(|b| config.build(b))?;
-    let ids = compared_ids(&adapted, adapter, text)?;
+    let ids = compared_ids(&adapted, &first.path, text)?;
     let of = |decoder: &dyn Decoder| logits(decoder, adapted.device(), &ids);
     let difference = compare(&of(adapted.decoder())?, &of(decoder.as_ref())?);
     Ok(Merged { adapted, store, difference, into })

@@ -1,10 +1,11 @@
 //! Opening a model with its tokenizer, whatever file it is in.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use tallow_adapters::{AdapterFill, AdapterPlan};
+use serde_json::Value;
+use tallow_adapters::{AdapterSet, NamedAdapter, PeftAdapter};
 use tallow_formats::ModelLocation;
 use tallow_formats::gguf::GgufFile;
 use tallow_formats::hf::ModelDir;
@@ -107,9 +108,9 @@ pub enum Base {
 /// How a model is opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions<'a> {
-    /// The folder of a PEFT adapter to use beside it. Its tokenizer, which carries the chat template that it was trained with, takes
-    /// the place of the model's where it has one.
-    pub adapter: Option<&'a Path>,
+    /// Adapters to use beside it, PEFT directories or GGUF files. The tokenizer of the first that has one takes the place of the
+    /// model's: it carries the chat template that the adapter was trained with.
+    pub adapters: &'a [NamedAdapter],
     /// What the adapter is put beside.
     pub base: Base,
     /// What is computed in.
@@ -123,7 +124,7 @@ pub struct OpenModel {
     decoder: Box<dyn Decoder>,
     tokenizer: std::result::Result<Tokenizer, String>,
     device: Device,
-    adapter: Option<AdapterPlan>,
+    adapters: Option<AdapterSet>,
     quantization: Option<QuantizeConfig>,
 }
 
@@ -197,98 +198,139 @@ pub fn open_files(model: &str) -> Result<OpenFiles> {
 /// # Errors
 /// As [`open_files`], and if a tensor is missing, malformed, of the wrong shape, or would be ignored.
 pub fn open(model: &str, dtype: Dtype) -> Result<OpenModel> {
-    open_adapted(model, None, dtype)
+    open_adapted(model, &[], dtype)
 }
 
-/// As [`open`], with an adapter (a PEFT directory or a GGUF file) beside what it was trained beside; see [`OpenOptions`].
+/// As [`open`], with `adapters` (PEFT directories or GGUF files) beside what they were trained beside, which is held once; see
+/// [`OpenOptions`].
 ///
 /// # Errors
 /// As [`open_with`].
-pub fn open_adapted(model: &str, adapter: Option<&Path>, dtype: Dtype) -> Result<OpenModel> {
-    open_with(model, OpenOptions { adapter, dtype, ..OpenOptions::default() })
+pub fn open_adapted(model: &str, adapters: &[NamedAdapter], dtype: Dtype) -> Result<OpenModel> {
+    open_with(model, OpenOptions { adapters, dtype, ..OpenOptions::default() })
 }
 
 /// Opens `model` and loads its weights for inference.
 ///
 /// # Errors
-/// As [`open`], and if the adapter is malformed, not of this model, or was trained beside blocks that this model has not.
+/// As [`open`], and if an adapter is malformed, not of this model, or was trained beside blocks that this model has not, or two
+/// cannot be used together.
 pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
     let OpenFiles { mut checkpoint, mut tokenizer } = open_files(model)?;
-    if let Some(prefix_lm) = how.adapter.map(prefix_lm_of).transpose()?.flatten() {
-        checkpoint.set_prefix_lm(prefix_lm);
-    }
     let config = checkpoint.config();
     let (_, base) = plan_params(|b| config.build(b))?;
     checkpoint.check(&base)?;
+    let mut files = vec![];
+    for adapter in how.adapters {
+        files.push((adapter.clone(), open_adapter(&adapter.path, checkpoint.config(), &base)?));
+    }
+    let own_prefix_lm = config.shape().prefix_lm;
+    let prefix_lm = agreed(&files, own_prefix_lm, |files| {
+        files.notes().and_then(|notes| notes.get("prefix_lm")).and_then(Value::as_bool).unwrap_or(own_prefix_lm)
+    });
+    let prefix_lm = prefix_lm.map_err(|path| Error::Merge {
+        path,
+        reason: "sees prompts another way than the adapters in front of it (prefix_lm): use it alone".into(),
+    })?;
+    checkpoint.set_prefix_lm(prefix_lm);
+    let config = checkpoint.config();
     let device = Device::Cpu;
     let dtype = match how.dtype {
         Dtype::F32 => DType::F32,
         Dtype::Bf16 => DType::BF16,
     };
     let options = StoreOptions::frozen(dtype, device.clone());
-    let (store, decoder, plan, quantization) = match how.adapter {
-        None => {
-            let store = ParamStore::new(base, &options, &checkpoint)?;
-            let decoder = store.build(|b| config.build(b))?;
-            (store, decoder, None, None)
-        }
-        Some(dir) => {
-            let files = open_adapter(dir, config, &base)?;
-            let plan = files.plan(&base)?;
-            let pack = match how.base {
-                Base::AsTrained => trained_beside(&files, &checkpoint, &base)?,
-                Base::Original => None,
-            };
-            let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
-            // What the adapter trained whole is not the base's.
-            let quantization = pack.as_ref().map(QuantizedBase::config);
-            let pack = pack.map(|pack| Untrained { pack, plan: &plan });
-            let options = StoreOptions { pack: pack.as_ref().map(|pack| pack as &dyn Pack), ..options };
-            let fill = AdapterFill::of_files(&checkpoint, &plan, &specs, &files);
-            let store = ParamStore::new(specs.clone(), &options, &fill)?;
-            let decoder = store.build(|b| plan.build(b, |b| config.build(b)))?;
-            if dir.join("tokenizer.json").is_file() {
-                tokenizer = Tokenizer::from_path(dir).map_err(|e| e.to_string());
-            }
-            drop(pack);
-            (store, decoder, Some(plan), quantization)
-        }
+    let (store, decoder, set, quantization) = if files.is_empty() {
+        let store = ParamStore::new(base, &options, &checkpoint)?;
+        let decoder = store.build(|b| config.build(b))?;
+        (store, decoder, None, None)
+    } else {
+        let pack = match how.base {
+            Base::AsTrained => trained_beside(&files, &checkpoint, &base)?,
+            Base::Original => None,
+        };
+        let set = AdapterSet::new(files, &base, &checkpoint)?;
+        let (_, specs) = plan_params(|b| set.build(b, |b| config.build(b)))?;
+        let quantization = pack.as_ref().map(QuantizedBase::config);
+        let pack = pack.map(|pack| BaseOnly { pack, set: &set });
+        let options = StoreOptions { pack: pack.as_ref().map(|pack| pack as &dyn Pack), ..options };
+        let store = ParamStore::new(specs, &options, &set.fill(&checkpoint))?;
+        let decoder = store.build(|b| set.build(b, |b| config.build(b)))?;
+        drop(pack);
+        (store, decoder, Some(set), quantization)
     };
-    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapter: plan, quantization })
+    if let Some(adapter) = how.adapters.iter().find(|adapter| adapter.path.join("tokenizer.json").is_file()) {
+        tokenizer = Tokenizer::from_path(&adapter.path).map_err(|e| e.to_string());
+    }
+    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapters: set, quantization })
 }
 
-/// Packs what is not trained.
-struct Untrained<'a> {
+/// What all adapters say alike, `otherwise` without one; the first that says something else is the error.
+fn agreed<T: PartialEq>(
+    files: &[(NamedAdapter, PeftAdapter)],
+    otherwise: T,
+    says: impl Fn(&PeftAdapter) -> T,
+) -> std::result::Result<T, PathBuf> {
+    let Some((_, first)) = files.first() else { return Ok(otherwise) };
+    let first = says(first);
+    match files.iter().find(|(_, files)| says(files) != first) {
+        Some((adapter, _)) => Err(adapter.path.clone()),
+        None => Ok(first),
+    }
+}
+
+/// Packs what adapters do not hold themselves.
+struct BaseOnly<'a> {
     pack: QuantizedBase<'a>,
-    plan: &'a AdapterPlan,
+    set: &'a AdapterSet,
 }
 
-impl Pack for Untrained<'_> {
+impl Pack for BaseOnly<'_> {
     fn pack(&self, spec: &ParamSpec, fill: &dyn Fill) -> tallow_nn::Result<Option<Arc<dyn PackedMatrix>>> {
-        if self.plan.is_trained(spec) { Ok(None) } else { self.pack.pack(spec, fill) }
+        if self.set.holds(spec) { Ok(None) } else { self.pack.pack(spec, fill) }
     }
 
     fn planned_bytes(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<usize>> {
-        if self.plan.is_trained(spec) { Ok(None) } else { self.pack.planned_bytes(spec) }
+        if self.set.holds(spec) { Ok(None) } else { self.pack.planned_bytes(spec) }
     }
 }
 
-/// How the base of an adapter was quantized, as its files say, over the model in `checkpoint`.
-pub(crate) fn trained_beside<'a>(
-    files: &PeftAdapter,
+/// How the base of the adapters was quantized, as their files say, over the model in `checkpoint`.
+fn trained_beside<'a>(
+    files: &[(NamedAdapter, PeftAdapter)],
     checkpoint: &'a Checkpoint,
     base: &[ParamSpec],
 ) -> Result<Option<QuantizedBase<'a>>> {
-    let Some(note) = files.notes().and_then(|notes| notes.get("base_quantization")) else { return Ok(None) };
-    let error = |reason: String| Error::Base { path: files.path().to_path_buf(), trained: note.to_string(), reason };
+    let note = |files: &PeftAdapter| files.notes().and_then(|notes| notes.get("base_quantization")).cloned();
+    let error = |path: PathBuf, note: Option<&Value>, reason: String| Error::Base {
+        path,
+        trained: note.map_or("a base that is not quantized".into(), Value::to_string),
+        reason,
+    };
+    let all = agreed(files, None, note).map_err(|path| {
+        let trained = files.iter().find(|(adapter, _)| adapter.path == path).and_then(|(_, files)| note(files));
+        error(path, trained.as_ref(), "the adapters in front of it were trained beside another".into())
+    })?;
+    let (Some(note), Some((first, _))) = (all, files.first()) else { return Ok(None) };
+    let error = |reason: String| error(first.path.clone(), Some(&note), reason);
     let config: QuantizeConfig = serde_json::from_value(note.clone()).map_err(|e| error(e.to_string()))?;
     QuantizedBase::new(config, checkpoint, base).map(Some).map_err(|e| error(e.to_string()))
 }
 
-/// What the mask of an adapter was, if it was not its base's.
-fn prefix_lm_of(adapter: &Path) -> Result<Option<bool>> {
-    let files = PeftAdapter::open(adapter)?;
-    Ok(files.notes().and_then(|notes| notes.get("prefix_lm")).and_then(serde_json::Value::as_bool))
+/// The values of a model, or those that remain of them when it is quantized.
+pub(crate) struct BaseValues<'a> {
+    checkpoint: &'a Checkpoint,
+    pack: Option<QuantizedBase<'a>>,
+}
+
+impl Fill for BaseValues<'_> {
+    fn fill(&self, spec: &ParamSpec, out: &mut [f32]) -> tallow_nn::Result<()> {
+        match self.pack.as_ref().map(|pack| pack.pack(spec, self.checkpoint)).transpose()?.flatten() {
+            Some(matrix) => matrix.unpack(0..matrix.dims().0, out),
+            None => self.checkpoint.fill(spec, out)?,
+        }
+        Ok(())
+    }
 }
 
 /// The tokenizer inside a GGUF file.
@@ -333,14 +375,23 @@ impl OpenModel {
         &self.store
     }
 
-    /// The adapter beside it, if there is one.
-    pub fn adapter(&self) -> Option<&AdapterPlan> {
-        self.adapter.as_ref()
+    /// The adapters beside it, if there are any.
+    pub fn adapters(&self) -> Option<&AdapterSet> {
+        self.adapters.as_ref()
     }
 
     /// How what the adapter stands beside is quantized, if it is.
     pub fn quantization(&self) -> Option<QuantizeConfig> {
         self.quantization
+    }
+
+    /// The values of the base, as the adapters were trained or the model's own; `specs` are its parameters.
+    pub(crate) fn base(&self, base: Base, specs: &[ParamSpec]) -> Result<BaseValues<'_>> {
+        let pack = match (base, self.quantization) {
+            (Base::AsTrained, Some(config)) => Some(QuantizedBase::new(config, &self.checkpoint, specs)?),
+            _ => None,
+        };
+        Ok(BaseValues { checkpoint: &self.checkpoint, pack })
     }
 
     /// Where it computes.

@@ -270,7 +270,7 @@ fn prompt_ids(tokens: usize, vocab: usize) -> Vec<u32> {
 
 /// Seconds from an empty cache to the logits behind the prompt.
 fn time_prompt(model: &OpenModel, prompt: &[u32]) -> anyhow::Result<f64> {
-    let one = GenerateOptions { max_tokens: 1, sampler: SamplerOptions::greedy(), stop_ids: vec![] };
+    let one = GenerateOptions { max_tokens: 1, sampler: SamplerOptions::greedy(), stop_ids: vec![], adapters: None };
     let start = Instant::now();
     generate(model.decoder(), model.device(), prompt, &one, &mut |_| true)?;
     Ok(start.elapsed().as_secs_f64())
@@ -278,7 +278,8 @@ fn time_prompt(model: &OpenModel, prompt: &[u32]) -> anyhow::Result<f64> {
 
 /// Seconds of `tokens` greedy steps behind an almost empty cache.
 fn time_decode(model: &OpenModel, prompt: &[u32], tokens: usize) -> anyhow::Result<f64> {
-    let all = GenerateOptions { max_tokens: tokens + 1, sampler: SamplerOptions::greedy(), stop_ids: vec![] };
+    let all =
+        GenerateOptions { max_tokens: tokens + 1, sampler: SamplerOptions::greedy(), stop_ids: vec![], adapters: None };
     let mut first = None;
     generate(model.decoder(), model.device(), prompt, &all, &mut |_| {
         first.get_or_insert_with(Instant::now);

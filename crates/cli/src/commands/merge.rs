@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
+use tallow::adapters::NamedAdapter;
 use tallow::merge::merge;
 use tallow::open::Base;
 
-use super::model::{BaseArg, in_words};
+use super::model::{BaseArg, in_words, parse_adapter};
 use crate::exit;
 use crate::terminal;
 
@@ -30,9 +31,9 @@ pub struct MergeArgs {
     /// The model that the adapter was made for
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// The adapter, a PEFT directory or a GGUF file
-    #[arg(long, value_name = "DIR")]
-    adapter: PathBuf,
+    /// The adapter, a PEFT directory or a GGUF file; several are added by their weights, 1 unless given
+    #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = parse_adapter, required = true)]
+    adapter: Vec<NamedAdapter>,
     /// What the adapter is merged into: the base as it was trained (dequantized, after QLoRA), or the model's own weights
     #[arg(long, value_enum, default_value_t = BaseArg::Trained)]
     base: BaseArg,

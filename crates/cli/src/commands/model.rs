@@ -1,8 +1,9 @@
 //! Opening the model that `--model` names, for the commands that run one.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::{Args, ValueEnum};
+use tallow::adapters::NamedAdapter;
 use tallow::models::{Quantization, QuantizeConfig};
 use tallow::open::{Base, Dtype, OpenModel, OpenOptions, open_with};
 
@@ -12,9 +13,10 @@ pub struct ModelArgs {
     /// A Hugging Face directory, a .gguf file, a hub id, or a name in the local store
     #[arg(long, value_name = "MODEL")]
     pub model: String,
-    /// An adapter of the model, used beside it: a PEFT directory (a run's `final/`) or a GGUF file
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// An adapter of the model, used beside it: a PEFT directory (a run's `final/`) or a GGUF file; several are added by their
+    /// weights, 1 unless given. The tokenizer is that of the first that has one
+    #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = parse_adapter)]
+    pub adapter: Vec<NamedAdapter>,
     /// What the adapter is put beside: as it was trained (quantized, after QLoRA), or the model's own weights
     #[arg(long, value_enum, default_value_t = BaseArg::Trained, requires = "adapter")]
     pub base: BaseArg,
@@ -61,6 +63,17 @@ pub fn in_words(quantization: QuantizeConfig) -> String {
     format!("{projections} (embeddings {embeddings}{blocks})")
 }
 
+/// `DIR` or `DIR=WEIGHT`; what exists whole is a folder.
+pub fn parse_adapter(text: &str) -> Result<NamedAdapter, String> {
+    let Some((dir, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
+        return Ok(NamedAdapter::new(text));
+    };
+    match weight.parse::<f32>() {
+        Ok(weight) if weight.is_finite() => Ok(NamedAdapter { weight, ..NamedAdapter::new(dir) }),
+        _ => Err(format!("there is no folder {text}, and {weight:?} is no weight: a finite number, e.g. {dir}=0.5")),
+    }
+}
+
 impl ModelArgs {
     /// Opens it, telling the user what its files say that has no effect.
     pub fn open(&self) -> anyhow::Result<OpenModel> {
@@ -68,7 +81,7 @@ impl ModelArgs {
             DtypeArg::F32 => Dtype::F32,
             DtypeArg::Bf16 => Dtype::Bf16,
         };
-        let how = OpenOptions { adapter: self.adapter.as_deref(), base: self.base.into(), dtype };
+        let how = OpenOptions { adapters: &self.adapter, base: self.base.into(), dtype };
         let model = open_with(&self.model, how)?;
         if let Some(quantization) = model.quantization() {
             eprintln!(

@@ -188,7 +188,7 @@ fn write_samples(model: &Path, out: &Path) -> anyhow::Result<()> {
     let mut samples = String::new();
     for (seed, prompt) in PROMPTS.iter().enumerate() {
         let sampler = SamplerOptions { temperature: 0.7, top_p: 0.9, seed: seed as u64, ..SamplerOptions::default() };
-        let options = GenerateOptions { max_tokens: 60, sampler, stop_ids: model.stop_ids() };
+        let options = GenerateOptions { max_tokens: 60, sampler, stop_ids: model.stop_ids(), adapters: None };
         let ids = tokenizer.encode(prompt, true)?;
         let written = generate(model.decoder(), model.device(), &ids, &options, &mut |_| true)?;
         samples.push_str(&format!("{prompt}{}\n\n", tokenizer.decode(&written.ids, true)?));

@@ -59,7 +59,7 @@ impl SamplingArgs {
     pub fn options(&self, stop_ids: Vec<u32>) -> anyhow::Result<GenerateOptions> {
         let sampler = self.sampler();
         sampler.validate().map_err(usage_of_sampler)?;
-        Ok(GenerateOptions { max_tokens: self.max_tokens, sampler, stop_ids })
+        Ok(GenerateOptions { max_tokens: self.max_tokens, sampler, stop_ids, adapters: None })
     }
 
     /// The strings that end a text.
