@@ -80,6 +80,7 @@ fn a_base_of_four_bits_is_resumed_bit_for_bit() {
     assert_ne!(trajectory(&at.join("plain")), told, "4 bits change the losses");
     fails(&finetune(at, &["output=x", "adapter.quantize=q9"], &[]), 2, &["quantize", "q9", "nf4"]);
     fails(&finetune(at, &["output=x", "adapter.quantize=gguf"], &[]), 2, &["adapter.quantize", "no quantized blocks"]);
+    fails(&finetune(at, &["output=x", "adapter.quantize_block=128"], &[]), 2, &["adapter.quantize_block", "nf4"]);
     let block = ["output=x", "adapter.quantize=nf4", "adapter.quantize_block=48"];
     fails(&finetune(at, &block, &[]), 2, &["adapter.quantize_block", "48", "power of two"]);
 }
@@ -131,23 +132,17 @@ fn plan_says_what_fits_in_a_memory() {
     let dir = school();
     let at = dir.path();
     let plan = |more: &str| object(&tallow(at, &format!("plan tune.toml --json {more}")));
-    let fits = |plan: &Value| plan["memory"]["total"].as_u64() <= plan["largest"]["memory"].as_u64();
-    let whole = plan("--memory 64MiB");
-    let largest = |key: &str| whole["largest"][key].as_u64().expect("fits");
-    // The largest of each fits, one more does not.
-    for (key, name) in [("train.micro_batch_size", "micro_batch_size"), ("adapter.rank", "rank")] {
-        let most = largest(name);
-        let batch = |n: u64| format!("--memory 64MiB --set {key}={n} --set train.batch_size={}", n.max(4));
-        let at_most = |n: u64| match name {
-            "rank" => plan(&format!("--memory 64MiB --set {key}={n}")),
-            _ => plan(&batch(n)),
-        };
-        assert!(most > 1 && fits(&at_most(most)), "{name} {most}");
-        if name == "micro_batch_size" {
-            assert!(!fits(&at_most(most + 1)), "{name} {most}");
-        }
+    // What a run of a certain size takes holds that size, and a byte less does not.
+    let sizes = [
+        ("micro_batch_size", 40, "--set train.batch_size=40 --set train.micro_batch_size=40"),
+        ("context_length", 200, "--set data.context_length=200"),
+        ("rank", 8, "--set adapter.rank=8"),
+    ];
+    for (name, size, set) in sizes {
+        let total = plan(set)["memory"]["total"].as_u64().expect("bytes");
+        let largest = |memory: u64| plan(&format!("--memory {memory}"))["largest"][name].as_u64().expect("a size");
+        assert_eq!((largest(total), largest(total - 1)), (size, size - 1), "{name}");
     }
-    assert!(largest("context_length") > 192);
     assert!(plan("--memory 1MiB")["largest"]["rank"].is_null());
     let text = stdout(&tallow(at, "plan tune.toml --memory 64MiB"));
     assert!(text.contains("fits         in 64.0 MiB") && text.contains("rank"), "{text}");

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sha2::Digest;
 use tallow_formats::gguf::{GgmlType, GgufFile};
 use tallow_formats::hf::ModelDir;
 use tallow_formats::{DType, TensorSource};
@@ -144,6 +145,25 @@ impl Checkpoint {
             )));
         }
         Ok(name)
+    }
+
+    /// SHA-256 over names, types and shapes of all tensors and 64 KiB spread over each: another model, another quantization of it
+    /// or further training gives another.
+    pub fn weights_fingerprint(&self) -> String {
+        const PIECES: usize = 16;
+        const PIECE: usize = 4096;
+        let mut names = self.source.names();
+        names.sort_unstable();
+        let mut hash = sha2::Sha256::new();
+        for name in names {
+            let (Some(info), Ok(bytes)) = (self.source.info(name), self.source.bytes(name)) else { continue };
+            hash.update(format!("{name} {} {:?} {}\n", info.dtype, info.shape, bytes.len()));
+            let stride = (bytes.len() / PIECES).max(PIECE);
+            for piece in bytes.chunks(stride) {
+                hash.update(&piece[..piece.len().min(PIECE)]);
+            }
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The blocks of a matrix as they lie in a GGUF file; `None` where it is stored as plain numbers.

@@ -77,6 +77,7 @@ impl TryFrom<String> for Quantization {
 
 /// How a frozen model is quantized. Norms, biases and learned positions never are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct QuantizeConfig {
     /// The projections of the blocks.
     pub projections: Quantization,
@@ -116,21 +117,58 @@ impl<'a> QuantizedBase<'a> {
             let reason = format!("{} is no power of two from 32 to 4096; 64 is usual", config.block);
             return Err(Error::config("quantize_block", reason));
         }
-        let parts = [("quantize", config.projections), ("quantize_embeddings", config.embeddings)];
-        for (key, asked) in parts {
-            base.check(key, asked, specs)?;
+        base.check("quantize", false, specs)?;
+        if config.embeddings == Quantization::Q8_0 {
+            base.check("quantize_embeddings", true, specs)?;
         }
         Ok(base)
     }
 
-    fn check(&self, key: &str, asked: Quantization, specs: &[ParamSpec]) -> Result<()> {
-        // The embedding may be stored in another type than the blocks around it.
-        let specs = specs.iter().filter(|spec| key == "quantize" || self.config.of(spec) == asked);
+    /// Checks that embedding and head are stored in blocks, where these are to be kept.
+    ///
+    /// # Errors
+    /// If the file has them as plain numbers, or in other blocks than asked for.
+    pub fn check_stored_embeddings(&self, specs: &[ParamSpec]) -> Result<()> {
+        self.check("quantize_embeddings", true, specs)
+    }
+
+    /// What is packed of the model with parameters `specs`, for the user.
+    ///
+    /// # Errors
+    /// If a matrix cannot be packed as asked.
+    pub fn in_words(&self, specs: &[ParamSpec]) -> Result<String> {
+        let (mut bytes, mut elements, mut matrices, mut plain) = (0, 0, 0, 0);
+        for spec in specs {
+            match self.planned_bytes(spec)? {
+                Some(packed) => {
+                    bytes += packed;
+                    elements += spec.num_elements();
+                    matrices += 1;
+                }
+                None if spec.shape.len() == 2 => plain += 1,
+                None => {}
+            }
+        }
+        let QuantizeConfig { projections, embeddings, .. } = self.config;
+        Ok(format!(
+            "note: {matrices} frozen matrices are kept in {projections} (embedding and head: {embeddings}), {:.2} bits a \
+             value, {plain} as plain numbers",
+            8.0 * bytes as f64 / (elements as f64).max(1.0)
+        ))
+    }
+
+    fn check(&self, key: &str, embeddings: bool, specs: &[ParamSpec]) -> Result<()> {
+        let asked = if embeddings { self.config.embeddings } else { self.config.projections };
+        let is_embedding = |spec: &ParamSpec| matches!(spec.role, Role::Embed | Role::Head);
+        let is_projection =
+            |spec: &ParamSpec| matches!(spec.role, Role::Qkv | Role::AttnOut | Role::MlpIn | Role::MlpOut);
+        let specs = specs.iter().filter(|spec| spec.shape.len() == 2);
+        let specs = specs.filter(|spec| if embeddings { is_embedding(spec) } else { is_projection(spec) });
         match asked {
             Quantization::None | Quantization::FourBit(_) => Ok(()),
             Quantization::Q8_0 => {
                 let whole = GgmlType::Q8_0.block().0;
-                let odd = |spec: &&ParamSpec| self.config.of(spec) == asked && !spec.shape[1].is_multiple_of(whole);
+                let odd = |spec: &&ParamSpec| !spec.shape[1].is_multiple_of(whole);
                 match specs.clone().find(odd) {
                     Some(spec) => Err(Error::config(
                         key,
@@ -158,9 +196,12 @@ impl<'a> QuantizedBase<'a> {
                 if has {
                     return Ok(());
                 }
-                let path = self.checkpoint.path().display();
+                let (path, whose) =
+                    (self.checkpoint.path().display(), if embeddings { "embedding" } else { "projections" });
                 let reason = match kinds.is_empty() {
-                    true => format!("{path} has no quantized blocks to keep; nf4, fp4 and q8_0 are made of any model"),
+                    true => format!(
+                        "{path} has no quantized blocks of its {whose} to keep; nf4, fp4 and q8_0 are made of any model"
+                    ),
                     false => {
                         let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
                         format!("{path} has blocks of {}, not of {asked}; use gguf to keep them", names.join(", "))

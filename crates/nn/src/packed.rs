@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 use tallow_formats::gguf::{GgmlType, dequantize_blocks, quantize_q8_0};
 use tallow_ops::PackedMatrix;
@@ -72,6 +73,17 @@ impl PackedMatrix for GgmlMatrix {
         let each = out.par_chunks_mut(task * self.columns).zip(bytes.par_chunks(task * self.row_bytes));
         each.for_each(|(out, bytes)| dequantize_blocks(self.kind, bytes, out));
     }
+
+    fn unpack_bf16(&self, rows: Range<usize>, out: &mut [bf16]) {
+        let bytes = &self.bytes[rows.start * self.row_bytes..rows.end * self.row_bytes];
+        let task = (TASK / self.columns).max(1);
+        let each = out.par_chunks_mut(task * self.columns).zip(bytes.par_chunks(task * self.row_bytes));
+        each.for_each_init(Vec::new, |wide: &mut Vec<f32>, (out, bytes)| {
+            wide.resize(out.len(), 0.0);
+            dequantize_blocks(self.kind, bytes, wide);
+            out.iter_mut().zip(&*wide).for_each(|(out, x)| *out = bf16::from_f32(*x));
+        });
+    }
 }
 
 #[cfg(test)]
@@ -88,6 +100,9 @@ mod tests {
         matrix.unpack(0..rows, &mut out);
         // Half a step of 1/127, and what the f16 scale is rounded by.
         assert!(out.iter().zip(&values).all(|(x, y)| (x - y).abs() <= 0.5 / 127.0 + 1e-3));
+        let mut short = vec![bf16::NAN; values.len()];
+        matrix.unpack_bf16(0..rows, &mut short);
+        assert!(short.iter().zip(&out).all(|(x, y)| *x == bf16::from_f32(*y)));
         let mut some = vec![f32::NAN; 3 * columns];
         matrix.unpack(40..43, &mut some);
         assert_eq!(some, out[40 * columns..43 * columns]);

@@ -95,8 +95,12 @@ fn main() -> Result<()> {
         special_in_content: SpecialInContent::Text,
         ..ChatOptions::default()
     };
-    let options =
-        GenerateOptions { max_tokens: args.max_tokens, sampler: SamplerOptions::greedy(), stop_ids: model.stop_ids() };
+    let options = GenerateOptions {
+        max_tokens: args.max_tokens,
+        sampler: SamplerOptions::greedy(),
+        stop_ids: model.stop_ids(),
+        adapters: None,
+    };
     let mut err = std::io::stderr();
     let (mut tasks, mut total) = (BTreeMap::<&str, Tally>::new(), Tally::default());
     let (started, mut last) = (Instant::now(), Instant::now());

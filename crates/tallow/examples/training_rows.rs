@@ -25,9 +25,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let local = base.join(&name);
     let OpenFiles { checkpoint, tokenizer } =
         open_files(if local.exists() { local.to_str().ok_or("a path that is no text")? } else { &name })?;
-    let how = PrepareRun { from: Some(From { checkpoint, tokenizer }), ..PrepareRun::default() };
+    let how = PrepareRun { from: Some(From { checkpoint, tokenizer }), resume: true, ..PrepareRun::default() };
     let run = Run::prepare(config, base, how)?;
     let batch = run.loader().batch(0, rows)?;
+    if run.config().shape().prefix_lm || batch.weights.iter().any(|&weight| weight != 0.0 && weight != 1.0) {
+        return Err("prefixes and weights of messages are not written: the rows would stand for another run".into());
+    }
     let mut out = std::io::stdout().lock();
     for row in 0..batch.batch {
         let of = row * batch.context..(row + 1) * batch.context;

@@ -8,7 +8,7 @@ use tallow_nn::plan_params;
 
 use crate::gguf_adapter::{open_adapter, write_adapter};
 use crate::merge::{Difference, compare, compared_ids, logits};
-use crate::open::{Dtype, Result, open, open_adapted};
+use crate::open::{Dtype, Error, Result, open, open_adapted};
 
 /// Writes the adapter at `adapter` of `model` as a GGUF file at `out`, reads it back, and compares the two beside their
 /// model over `text`.
@@ -35,8 +35,11 @@ pub fn adapter_to_gguf(model: &str, adapter: &Path, out: &Path, text: &str) -> R
 /// quantized file dequantized. What was written is read again and compared with the model over `text`.
 ///
 /// # Errors
-/// If the model cannot be read, or `out` not written; what was there is as it was then.
+/// If the model cannot be read, `out` is there or cannot be written, or what was written gives other logits.
 pub fn to_safetensors(model: &str, out: &Path, text: &str) -> Result<Difference> {
+    if out.exists() {
+        return Err(Error::Convert { path: out.to_path_buf(), reason: "exists already; choose another name".into() });
+    }
     let model = open(model, Dtype::F32)?;
     // Without a tokenizer any ids show whether the weights are the same.
     let shape = model.checkpoint().config().shape();
@@ -51,6 +54,11 @@ pub fn to_safetensors(model: &str, out: &Path, text: &str) -> Result<Difference>
     let written = open(&dir.path().to_string_lossy(), Dtype::F32)?;
     let difference = compare(&before, &logits(written.decoder(), written.device(), &ids)?);
     drop(written);
+    if difference.max_logit_difference != 0.0 {
+        let reason =
+            format!("what was written is not the model: its logits differ by {}", difference.max_logit_difference);
+        return Err(Error::Convert { path: out.to_path_buf(), reason });
+    }
     dir.commit_replacing()?;
     Ok(difference)
 }

@@ -105,8 +105,15 @@ pub(crate) fn compare(a: &[Vec<f32>], b: &[Vec<f32>]) -> Difference {
         let argmax = |row: &[f32]| (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]));
         let (p, q) = (log_softmax(a), log_softmax(b));
         difference.mean_kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
-        let furthest = a.iter().zip(b).map(|(x, y)| f64::from(x - y).abs()).fold(0.0, f64::max);
-        difference.max_logit_difference = difference.max_logit_difference.max(furthest);
+        let furthest = a
+            .iter()
+            .zip(b)
+            .map(|(x, y)| f64::from(x - y).abs())
+            .fold(0.0, |a: f64, b| if b > a || b.is_nan() { b } else { a });
+        // What is no number is no agreement.
+        if furthest > difference.max_logit_difference || furthest.is_nan() {
+            difference.max_logit_difference = furthest;
+        }
         difference.argmax_differs += usize::from(argmax(a) != argmax(b));
     }
     difference.mean_kl /= a.len().max(1) as f64;

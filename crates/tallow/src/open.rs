@@ -37,7 +37,7 @@ pub enum Error {
         reason: String,
     },
     /// The model has not what the adapter was trained beside.
-    #[error("{}: was trained beside {trained}: {reason}; --base original puts it beside the model's own weights", path.display())]
+    #[error("{}: was trained beside {trained}; {reason}; --base original puts it beside the model's own weights", path.display())]
     Base {
         /// The adapter.
         path: PathBuf,
@@ -224,6 +224,13 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
     for adapter in how.adapters {
         files.push((adapter.clone(), open_adapter(&adapter.path, checkpoint.config(), &base)?));
     }
+    for (adapter, files) in &files {
+        let note = files.notes().and_then(|notes| notes.get("prefix_lm"));
+        if note.is_some_and(|note| !note.is_boolean()) {
+            let reason = "`tallow.prefix_lm` of its adapter_config.json is neither true nor false".into();
+            return Err(Error::Merge { path: adapter.path.clone(), reason });
+        }
+    }
     let own_prefix_lm = config.shape().prefix_lm;
     let prefix_lm = agreed(&files, own_prefix_lm, |files| {
         files.notes().and_then(|notes| notes.get("prefix_lm")).and_then(Value::as_bool).unwrap_or(own_prefix_lm)
@@ -313,6 +320,11 @@ fn trained_beside<'a>(
     })?;
     let (Some(note), Some((first, _))) = (all, files.first()) else { return Ok(None) };
     let error = |reason: String| error(first.path.clone(), Some(&note), reason);
+    let ours = checkpoint.weights_fingerprint();
+    let theirs = |files: &PeftAdapter| files.notes().and_then(|notes| notes.get("base_weights_sha256")).cloned();
+    if files.iter().any(|(_, files)| theirs(files).is_some_and(|theirs| theirs != ours)) {
+        return Err(error("other weights than this model's; give the model that it was trained beside".into()));
+    }
     let config: QuantizeConfig = serde_json::from_value(note.clone()).map_err(|e| error(e.to_string()))?;
     QuantizedBase::new(config, checkpoint, base).map(Some).map_err(|e| error(e.to_string()))
 }

@@ -252,22 +252,36 @@ impl Checkpoints {
                                   another `output`";
                     return Err(Error::config("adapter", "(a section)", reason));
                 }
-                if let (Some(was), true) = (files.notes(), files.notes() != Some(notes)) {
-                    let differs = was.as_object().into_iter().flatten().find(|(key, was)| notes.get(key) != Some(was));
-                    let key = differs.map_or("base_quantization", |(key, _)| key.as_str());
-                    if key == "base_quantization" {
-                        let was = was.get(key).unwrap_or(&Value::Null);
-                        let reason = format!("the run was started with {was}; set it back, or choose another `output`");
-                        return Err(Error::config("adapter.quantize", notes.get(key).unwrap_or(&Value::Null), reason));
-                    }
-                    let reason =
-                        format!("the run was started with another `{key}`; set it back, or choose another `output`");
-                    return Err(Error::config("model.from", base_model, reason));
+                if let Some(was) = files.notes() {
+                    check_notes(was, notes, base_model)?;
                 }
                 Ok(Box::new(files))
             }
         }
     }
+}
+
+/// An adapter goes on beside what it was begun beside; each note comes from one key of the run file.
+fn check_notes(was: &Value, is: &Value, base_model: &str) -> Result<()> {
+    let keys = [
+        ("base_quantization", "adapter.quantize"),
+        ("prefix_lm", "objective.kind"),
+        ("base_config_sha256", "model.from"),
+        ("base_weights_sha256", "model.from"),
+        ("encoder_fingerprint", "tokenizer.chat_template"),
+    ];
+    let null = Value::Null;
+    let note = |notes: &Value, key: &str| notes.get(key).cloned().unwrap_or(Value::Null);
+    let Some((name, key)) = keys.into_iter().find(|(name, _)| note(was, name) != note(is, name)) else { return Ok(()) };
+    let (value, started) = match name {
+        "base_quantization" | "prefix_lm" => {
+            (is.get(name).unwrap_or(&null).to_string(), was.get(name).unwrap_or(&null).to_string())
+        }
+        "encoder_fingerprint" => ("(changed)".to_owned(), "another tokenizer or chat template".to_owned()),
+        _ => (base_model.to_owned(), "a model of the same shapes with other weights or settings".to_owned()),
+    };
+    let reason = format!("the run was started with {started}; set it back, or choose another `output`");
+    Err(Error::config(key, value, reason))
 }
 
 /// Equal shapes do not make it the same model: a preset's file or the model that the run started from may have changed.

@@ -84,8 +84,19 @@ impl Conversations {
         let prepared = found.iter().filter(|path| path.join("index.json").is_file()).count();
         if prepared == found.len() && valid_fraction == 0.0 {
             let dataset = TokenDataset::open(&found)?;
-            if dataset.examples().is_none() {
+            let Some(index) = dataset.examples() else {
                 let reason = "was prepared as text, not as examples; name the jsonl or parquet files themselves";
+                return Err(Error::config(key, shown, reason));
+            };
+            // What the folders were made with decides; a run that says otherwise would be ignored.
+            if index.train_on != train_on(config) {
+                let reason =
+                    format!("was prepared with train_on = {:?}; set that, or prepare it again", index.train_on);
+                let reason = reason.to_lowercase();
+                return Err(Error::config("objective.train_on", format!("{:?}", config.objective.train_on), reason));
+            }
+            if index.encoder_fingerprint != self.fingerprint() {
+                let reason = "was prepared with another tokenizer or chat template; set that, or prepare it again";
                 return Err(Error::config(key, shown, reason));
             }
             return Ok((dataset, None));
@@ -95,11 +106,7 @@ impl Conversations {
             return Err(Error::config(key, shown, reason));
         }
         let options = ChatOptions {
-            train_on: match config.objective.train_on {
-                TrainOnSetting::Assistant => TrainOn::Assistant,
-                TrainOnSetting::Last => TrainOn::Last,
-                TrainOnSetting::All => TrainOn::All,
-            },
+            train_on: train_on(config),
             max_tokens: Some(config.data.context_length + 1),
             too_long: match config.data.too_long {
                 TooLongSetting::Drop => TooLong::Drop,
@@ -120,6 +127,15 @@ impl Conversations {
         .map_err(|error| Error::config(key, shown, error.to_string()))?;
         let valid = cached.valid.map(|path| TokenDataset::open(&[path])).transpose()?;
         Ok((TokenDataset::open(&[cached.train])?, valid))
+    }
+}
+
+/// What of a conversation is learnt.
+fn train_on(config: &RunConfig) -> TrainOn {
+    match config.objective.train_on {
+        TrainOnSetting::Assistant => TrainOn::Assistant,
+        TrainOnSetting::Last => TrainOn::Last,
+        TrainOnSetting::All => TrainOn::All,
     }
 }
 

@@ -49,12 +49,16 @@ impl Fit<'_> {
                 fits(other.and_then(|plan| self.held(Some(&plan))), self.step)
             })
         });
+        let shape = self.config.shape();
+        // A prefix LM sees its whole prompt, so that no row may be longer than its window.
+        let window = shape.sliding_window.filter(|_| shape.prefix_lm).unwrap_or(usize::MAX);
+        let longest = shape.max_positions.min(window);
         let rows = |rows| fits(held, StepShape { micro_batch_size: rows, ..self.step });
         let context = |tokens| fits(held, StepShape { context_length: tokens, ..self.step });
         Largest {
             memory,
             micro_batch_size: largest(MOST_ROWS, &rows),
-            context_length: largest(self.config.shape().max_positions, &context),
+            context_length: largest(longest, &context),
             rank,
         }
     }

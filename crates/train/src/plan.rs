@@ -39,6 +39,8 @@ pub struct MemoryPlan {
     pub transient: u64,
     /// Program, stacks, tables.
     pub fixed: u64,
+    /// What packing takes while the model is loaded, before there is anything but weights.
+    pub loading: u64,
 }
 
 /// What is held of a model, apart from what a step needs.
@@ -52,7 +54,9 @@ pub struct Held {
     pub packed: u64,
     /// Elements of the largest packed matrix, which is unpacked at the worst moment.
     pub unpacked: u64,
-    /// Whether the head is packed: it is never unpacked whole.
+    /// Elements of the largest packed matrix, whose values are all there while it is packed.
+    pub largest_packed: u64,
+    /// Whether the loss reads the head packed: it is never unpacked whole.
     pub packed_head: bool,
     /// Elements that a token leaves behind in each block for adapters.
     pub adapter_activations: u64,
@@ -76,6 +80,9 @@ impl Held {
         num_layers: usize,
         pack: Option<&dyn Pack>,
     ) -> tallow_nn::Result<Self> {
+        let tied = specs.iter().all(|s| s.role != Role::Head);
+        let head_adapter =
+            specs.iter().find(|s| s.role == Role::Head && plan.modules().any(|(m, _)| s.name == format!("{m}.weight")));
         let mut held = Self::default();
         for spec in specs {
             let elements = spec.num_elements() as u64;
@@ -88,8 +95,11 @@ impl Held {
                 None => held.frozen += elements,
                 Some(bytes) => {
                     held.packed += bytes as u64;
+                    held.largest_packed = held.largest_packed.max(elements);
+                    // Of an embedding rows are looked up; of a head with an adapter a whole one is made.
                     match spec.role {
-                        Role::Embed | Role::Head => held.packed_head = true,
+                        Role::Embed if !tied => {}
+                        Role::Embed | Role::Head => held.packed_head = head_adapter.is_none(),
                         _ => held.unpacked = held.unpacked.max(elements),
                     }
                 }
@@ -97,18 +107,17 @@ impl Held {
         }
         let dropped = |d_in: usize| if plan.config().dropout > 0.0 { d_in } else { 0 };
         let kept: usize = plan.modules().filter(|(_, m)| !m.embedding).map(|(_, m)| m.rank + dropped(m.dims.0)).sum();
-        let head =
-            specs.iter().find(|s| s.role == Role::Head && plan.modules().any(|(m, _)| s.name == format!("{m}.weight")));
         held.adapter_activations = (kept / num_layers.max(1)) as u64;
-        held.merged_head = head.map_or(0, |s| 2 * s.num_elements() as u64);
+        held.merged_head = head_adapter.map_or(0, |s| 2 * s.num_elements() as u64);
         Ok(held)
     }
 }
 
 impl MemoryPlan {
-    /// All of it.
+    /// All of it at the worst moment: in a step, or while the model is loaded.
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.optimizer + self.activations + self.transient + self.fixed
+        let step = self.weights + self.gradients + self.optimizer + self.activations + self.transient + self.fixed;
+        step.max(self.loading)
     }
 
     /// For a model of which `held` is held.
@@ -144,6 +153,7 @@ impl MemoryPlan {
             activations: kept + input,
             transient: in_block.max(in_head) + held.unpacked * element + held.merged_head * 4,
             fixed: FIXED,
+            loading: if held.packed > 0 { FIXED + held.packed + 4 * held.largest_packed } else { 0 },
         }
     }
 }

@@ -150,6 +150,9 @@ impl Run {
             Some(from) => quantized(&config, &from.checkpoint, &base_specs)?,
             None => None,
         };
+        if let Some(pack) = &pack {
+            notices.push(pack.in_words(&base_specs)?);
+        }
         let pack = pack.as_ref().map(|pack| pack as &dyn Pack);
         let resolved = Resolved::new(config, model.as_ref(), &specs, adapter.as_ref(), pack, facts)?;
         Ok(Self {
@@ -311,7 +314,14 @@ fn quantized<'a>(
     specs: &[ParamSpec],
 ) -> Result<Option<QuantizedBase<'a>>> {
     let Some(quantization) = config.adapter.as_ref().and_then(AdapterSection::quantization) else { return Ok(None) };
-    let base = QuantizedBase::new(quantization, checkpoint, specs).map_err(|error| match error {
+    let named = config.adapter.as_ref().is_some_and(|adapter| adapter.quantize_embeddings.is_some());
+    let base = QuantizedBase::new(quantization, checkpoint, specs).and_then(|base| {
+        if named {
+            base.check_stored_embeddings(specs)?;
+        }
+        Ok(base)
+    });
+    let base = base.map_err(|error| match error {
         tallow_models::Error::Config { key, reason, .. } => {
             let value = match key.as_str() {
                 "quantize" => quantization.projections.to_string(),
@@ -335,6 +345,9 @@ fn notes(
     let base: String =
         sha2::Sha256::digest(config.to_hf().to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut notes = json!({ "base_config_sha256": base });
+    if let Some(from) = from {
+        notes["base_weights_sha256"] = json!(from.weights_fingerprint());
+    }
     if let Some(quantization) = run.adapter.as_ref().and_then(AdapterSection::quantization) {
         notes["base_quantization"] = json!(quantization);
     }

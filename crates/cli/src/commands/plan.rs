@@ -149,7 +149,8 @@ fn print_largest(run: &Run, largest: Largest) -> std::io::Result<()> {
     };
     writeln!(
         std::io::stdout(),
-        "fits         in {}: {} rows at once, or context {}{rank}; each with all else as it is",
+        "fits         in {}: {} rows at once (of a train.batch_size that they divide), or context {}{rank}; each with all else \
+         as it is",
         format_bytes(largest.memory),
         of(largest.micro_batch_size),
         of(largest.context_length)

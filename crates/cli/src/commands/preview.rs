@@ -136,6 +136,12 @@ fn runs(tokens: &[Weighed], tokenizer: Option<&Tokenizer>, apart: bool) -> anyho
     Ok(runs)
 }
 
+/// Characters that change the order of what a terminal shows.
+const ORDER: [char; 12] = [
+    '\u{61c}', '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}',
+    '\u{2067}', '\u{2068}', '\u{2069}',
+];
+
 /// Line ends made visible, and no control character left that would act on the terminal.
 fn visible(text: &str) -> String {
     let mut out = String::new();
@@ -143,7 +149,7 @@ fn visible(text: &str) -> String {
         match c {
             '\n' => out.push_str("↵\n"),
             '\t' => out.push('\t'),
-            c if c.is_control() => out.extend(c.escape_unicode()),
+            c if c.is_control() || ORDER.contains(&c) => out.extend(c.escape_unicode()),
             c => out.push(c),
         }
     }

@@ -43,7 +43,8 @@ documented! {
         /// defines them), `q8_0`, or `gguf` (or the name of a type, as `q4_k`): the blocks that the GGUF file has.
         pub quantize: Quantization,
         /// How embedding and head are kept where they are frozen; as `quantize`. Without it: `q8_0` where `quantize` is 4 or 8
-        /// bits, the file's blocks where it is `gguf` and so on, `none` where it is `none`.
+        /// bits, the file's blocks where it is `gguf` and so on, `none` where it is `none`. QLoRA as published, and bitsandbytes,
+        /// leave both in 16 bits: `none` is their base.
         pub quantize_embeddings: Option<Quantization>,
         /// Values that share a scale, in 4 bits: a power of two from 32 to 4096.
         pub quantize_block: usize,
@@ -145,6 +146,17 @@ impl AdapterSection {
             },
         };
         config.validate().map_err(adapter_error)?;
+        let four_bit = |q: Quantization| matches!(q, Quantization::FourBit(_));
+        if !four_bit(self.quantize) && !self.quantize_embeddings.is_some_and(four_bit) {
+            let default = Self::default();
+            let reason = "has a meaning only in 4 bits: set adapter.quantize = \"nf4\", or remove it";
+            if self.quantize_block != default.quantize_block {
+                return Err(Error::config("adapter.quantize_block", self.quantize_block, reason));
+            }
+            if self.double_quant != default.double_quant {
+                return Err(Error::config("adapter.double_quant", self.double_quant, reason));
+            }
+        }
         Ok(config)
     }
 
