@@ -156,7 +156,7 @@ fn greedy_text_and_scores_are_those_of_transformers() -> Result<()> {
         let model = tallow::open::open(path, tallow::open::Dtype::F32)?;
         let (prompt, continuation) = fixture.greedy()?;
         let sampler = SamplerOptions::greedy();
-        let options = GenerateOptions { max_tokens: continuation.len(), sampler, stop_ids: vec![] };
+        let options = GenerateOptions { max_tokens: continuation.len(), sampler, stop_ids: vec![], adapters: None };
         let ours = generate(model.decoder(), model.device(), &prompt, &options, &mut |_| true)?;
         assert_eq!(ours.ids, continuation, "{name}");
 

@@ -37,7 +37,7 @@ fn build(mut config: Value, prefix_lm: bool) -> Result<Box<dyn Decoder>> {
 
 fn greedy(model: &dyn Decoder, prompt: &[u32]) -> std::result::Result<Vec<u32>, Error> {
     let sampler = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
-    let options = GenerateOptions { max_tokens: 12, sampler, stop_ids: vec![] };
+    let options = GenerateOptions { max_tokens: 12, sampler, stop_ids: vec![], adapters: None };
     Ok(generate(model, &Device::Cpu, prompt, &options, &mut |_| true)?.ids)
 }
 
