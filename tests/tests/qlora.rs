@@ -70,7 +70,10 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
-fn loss_and_gradients(model: &Loaded, ids: &Tensor) -> Result<(f64, Vec<(String, Vec<f32>)>)> {
+/// By name.
+type Gradients = Vec<(String, Vec<f32>)>;
+
+fn loss_and_gradients(model: &Loaded, ids: &Tensor) -> Result<(f64, Gradients)> {
     let (b, t) = ids.dims2()?;
     let options = CrossEntropyOptions { scale: 1.0 / (b * t) as f64, ..Default::default() };
     let step = StepOptions {

@@ -259,11 +259,12 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
         let set = AdapterSet::new(files, &base, &checkpoint)?;
         let (_, specs) = plan_params(|b| set.build(b, |b| config.build(b)))?;
         let quantization = pack.as_ref().map(QuantizedBase::config);
-        let pack = pack.map(|pack| BaseOnly { pack, set: &set });
-        let options = StoreOptions { pack: pack.as_ref().map(|pack| pack as &dyn Pack), ..options };
-        let store = ParamStore::new(specs, &options, &set.fill(&checkpoint))?;
+        let store = {
+            let pack = pack.map(|pack| BaseOnly { pack, set: &set });
+            let options = StoreOptions { pack: pack.as_ref().map(|pack| pack as &dyn Pack), ..options };
+            ParamStore::new(specs, &options, &set.fill(&checkpoint))?
+        };
         let decoder = store.build(|b| set.build(b, |b| config.build(b)))?;
-        drop(pack);
         (store, decoder, Some(set), quantization)
     };
     if let Some(adapter) = how.adapters.iter().find(|adapter| adapter.path.join("tokenizer.json").is_file()) {
