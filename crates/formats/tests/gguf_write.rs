@@ -116,7 +116,8 @@ fn what_no_reader_could_take_is_not_written() {
         GgufTensor::from_values(name.into(), shape.to_vec(), dtype, move || Ok::<_, String>(vec![0.0; n]))
     };
     let q4 = DType::Ggml(GgmlType::Q4_K);
-    let cases: Vec<(Vec<(&str, MetaValue)>, Vec<GgufTensor>, &str)> = vec![
+    type Case<'a> = (Vec<(&'a str, MetaValue)>, Vec<GgufTensor<'a>>, &'a str);
+    let cases: Vec<Case> = vec![
         (vec![("a", MetaValue::U8(1)), ("a", MetaValue::U8(1))], vec![], "`a`: is there twice"),
         (vec![("a", MetaValue::Array(MetaType::U8, vec![MetaValue::I8(1)]))], vec![], "an array of U8 holds I8"),
         (vec![("general.alignment", MetaValue::U32(64))], vec![], "leave the key out"),
