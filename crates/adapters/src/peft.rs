@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use tallow_formats::TensorSource;
 use tallow_formats::safetensors::{SafetensorsFile, TensorData, write_safetensors};
-use tallow_nn::{Fill, Param, ParamSpec, ParamStore};
+use tallow_nn::{Fill, Param, ParamSpec, ParamStore, Role};
 
 use crate::{Adapted, AdapterPlan, Error, LoraConfig, Result, Targets};
 
@@ -264,6 +264,14 @@ impl PeftAdapter {
         };
         let scale = if self.flag("use_rslora") { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
         let dora = self.tensors.info(&format!("{PEFT_PREFIX}{module}.lora_magnitude_vector")).is_some();
+        if dora && (embedding || spec.role == Role::Head) {
+            let reason = format!("`{module}` has magnitudes (DoRA), which are supported for projections only");
+            return Err(Error::files(file, reason));
+        }
+        if self.flag("use_dora") && !dora && !embedding {
+            let reason = format!("`use_dora` is set but `{module}` has no magnitudes; fetch the adapter again");
+            return Err(Error::files(file, reason));
+        }
         let stored_transposed = spec.stored_transposed;
         Ok(Adapted { rank, alpha, scale, dora, embedding, dims, stored_transposed })
     }

@@ -76,6 +76,19 @@ fn a_base_of_four_bits_is_resumed_bit_for_bit() {
     let apart = score("--model other").zip(score("--model out/final --adapter tuned/final --base original"));
     assert!(apart.is_some_and(|(a, b)| (a - b).abs() < 1e-3), "{apart:?}");
 
+    // Beside another model of the same shapes only if told.
+    stdout(&finetune(at, &["output=whole", "adapter.quantize=none"], &[]));
+    stdout(&tallow(at, "merge --model out/final --adapter whole/final --out twin"));
+    let twin = "--model twin --adapter tuned/final";
+    fails(&tallow(at, &format!("score --text fox {twin}")), 1, &["other weights", "--base original"]);
+    fails(&tallow(at, &format!("merge {twin} --out no")), 1, &["other weights", "--base original"]);
+    let forced = tallow(at, &format!("merge {twin} --out yes --base original"));
+    assert!(forced.status.success() && String::from_utf8_lossy(&forced.stderr).contains("compared beside"));
+    let plain = tallow(at, "score --text fox --model twin --adapter whole/final");
+    assert!(plain.status.success() && String::from_utf8_lossy(&plain.stderr).contains("other weights"));
+    let written = tallow(at, "convert --model out/final --adapter tuned/final --to gguf --out four.gguf");
+    assert!(written.status.success() && String::from_utf8_lossy(&written.stderr).contains("nf4"));
+
     stdout(&finetune(at, &["output=plain"], &[]));
     assert_ne!(trajectory(&at.join("plain")), told, "4 bits change the losses");
     fails(&finetune(at, &["output=x", "adapter.quantize=q9"], &[]), 2, &["quantize", "q9", "nf4"]);

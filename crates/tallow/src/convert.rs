@@ -8,27 +8,85 @@ use tallow_nn::plan_params;
 
 use crate::gguf_adapter::{open_adapter, write_adapter};
 use crate::merge::{Difference, compare, compared_ids, logits};
-use crate::open::{Dtype, Error, Result, open, open_adapted};
+use crate::open::{Base, Dtype, Error, OpenOptions, Result, open, open_with};
 
-/// Writes the adapter at `adapter` of `model` as a GGUF file at `out`, reads it back, and compares the two beside their
-/// model over `text`.
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// Of what was written from what was read.
+    pub difference: Difference,
+    /// What the new form does not say.
+    pub notes: Vec<String>,
+}
+
+/// The most that logits may differ by for what was written to count as the same: f32 sums in the same order but for a factor
+/// that moved from alpha into a matrix.
+const SAME: f64 = 1e-3;
+
+/// Writes the adapter at `adapter` of `model` as a GGUF file at `out`, reads it back, and compares the two beside the model's own
+/// weights over `text`.
 ///
 /// # Errors
-/// If the model or the adapter cannot be read, do not belong together, or llama.cpp has no such adapters.
-pub fn adapter_to_gguf(model: &str, adapter: &Path, out: &Path, text: &str) -> Result<Difference> {
+/// If the model or the adapter cannot be read, do not belong together, llama.cpp has no such adapters, or what was written gives
+/// other logits; there is no file at `out` then.
+pub fn adapter_to_gguf(model: &str, adapter: &Path, out: &Path, text: &str) -> Result<Converted> {
+    let wrong = |reason: String| Error::Convert { path: out.to_path_buf(), reason };
+    if out.exists() {
+        return Err(wrong("exists already; choose another name".into()));
+    }
+    let Some(name) = out.file_name() else { return Err(wrong("is no name for a file".into())) };
+    let partial = out.with_file_name(format!(".partial-{}", name.to_string_lossy()));
+    let converted = write_and_compare(model, adapter, &partial, text).and_then(|converted| {
+        std::fs::rename(&partial, out).map_err(|e| wrong(e.to_string()))?;
+        Ok(converted)
+    });
+    if converted.is_err() {
+        // The error to report is that of the conversion.
+        let _ = std::fs::remove_file(&partial);
+    }
+    converted
+}
+
+fn write_and_compare(model: &str, adapter: &Path, out: &Path, text: &str) -> Result<Converted> {
+    let beside = |adapter: &Path| {
+        let adapters = [NamedAdapter::new(adapter)];
+        open_with(model, OpenOptions { adapters: &adapters, base: Base::Original, dtype: Dtype::F32 })
+    };
+    let mut notes = vec![];
     let (ids, before) = {
-        let adapted = open_adapted(model, &[NamedAdapter::new(adapter)], Dtype::F32)?;
+        let adapted = beside(adapter)?;
         let config = adapted.checkpoint().config();
         let (_, base) = plan_params(|b| config.build(b))?;
         let files = open_adapter(adapter, config, &base)?;
+        let said = |key: &str| files.notes().and_then(|notes| notes.get(key));
+        if said("prefix_lm").is_some() {
+            let reason = "sees prompts another way than its model (prefix_lm), which a GGUF adapter cannot say; use `tallow \
+                          merge`";
+            return Err(Error::Convert { path: adapter.to_path_buf(), reason: reason.into() });
+        }
+        if let Some(trained) = said("base_quantization") {
+            notes.push(format!(
+                "note: the adapter was trained beside {trained}; as a GGUF file it is put beside the model's own weights"
+            ));
+        }
+        if adapter.join("tokenizer.json").is_file() {
+            notes.push(
+                "note: the adapter's tokenizer and chat template are not in the file: the model's are used".into(),
+            );
+        }
         let plan = files.plan(&base)?;
         let ids = compared_ids(&adapted, adapter, text)?;
         let before = logits(adapted.decoder(), adapted.device(), &ids)?;
         write_adapter(out, adapted.checkpoint(), config, &base, &plan, &files)?;
         (ids, before)
     };
-    let converted = open_adapted(model, &[NamedAdapter::new(out)], Dtype::F32)?;
-    Ok(compare(&before, &logits(converted.decoder(), converted.device(), &ids)?))
+    let written = beside(out)?;
+    let difference = compare(&before, &logits(written.decoder(), written.device(), &ids)?);
+    if difference.max_logit_difference.is_nan() || difference.max_logit_difference > SAME {
+        let reason = format!("read back it gives other logits, by {}", difference.max_logit_difference);
+        return Err(Error::Convert { path: adapter.to_path_buf(), reason });
+    }
+    Ok(Converted { difference, notes })
 }
 
 /// Writes `model` and its tokenizer as a Hugging Face directory at `out`, whole or not at all: weights in f32, those of a
@@ -36,7 +94,7 @@ pub fn adapter_to_gguf(model: &str, adapter: &Path, out: &Path, text: &str) -> R
 ///
 /// # Errors
 /// If the model cannot be read, `out` is there or cannot be written, or what was written gives other logits.
-pub fn to_safetensors(model: &str, out: &Path, text: &str) -> Result<Difference> {
+pub fn to_safetensors(model: &str, out: &Path, text: &str) -> Result<Converted> {
     if out.exists() {
         return Err(Error::Convert { path: out.to_path_buf(), reason: "exists already; choose another name".into() });
     }
@@ -47,8 +105,10 @@ pub fn to_safetensors(model: &str, out: &Path, text: &str) -> Result<Difference>
     let ids = if model.tokenizer().is_ok() { compared_ids(&model, model.checkpoint().path(), text)? } else { some() };
     let dir = tallow_formats::AtomicDir::create(out)?;
     save_model(dir.path(), model.checkpoint().config(), model.store())?;
-    if let Ok(tokenizer) = model.tokenizer() {
-        tokenizer.save(dir.path())?;
+    let mut notes = vec![];
+    match model.tokenizer() {
+        Ok(tokenizer) => tokenizer.save(dir.path())?,
+        Err(reason) => notes.push(format!("note: there is no tokenizer in it: {reason}")),
     }
     let before = logits(model.decoder(), model.device(), &ids)?;
     let written = open(&dir.path().to_string_lossy(), Dtype::F32)?;
@@ -60,5 +120,5 @@ pub fn to_safetensors(model: &str, out: &Path, text: &str) -> Result<Difference>
         return Err(Error::Convert { path: out.to_path_buf(), reason });
     }
     dir.commit_replacing()?;
-    Ok(difference)
+    Ok(Converted { difference, notes })
 }

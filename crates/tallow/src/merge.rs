@@ -15,7 +15,7 @@ use tallow_models::{Decoder, save_model};
 use tallow_nn::{ForwardContext, ParamStore, StoreOptions, plan_params};
 use tallow_ops::no_grad;
 
-use crate::open::{Base, Dtype, Error, OpenModel, Result, open_adapted};
+use crate::open::{Base, Dtype, Error, OpenModel, OpenOptions, Result, open_adapted, open_with};
 
 /// How far two models are from each other over some tokens.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -40,6 +40,8 @@ pub struct Merged {
     pub difference: Difference,
     /// What the adapter was merged into.
     pub into: Base,
+    /// Why what the adapters were trained beside could not be compared with: then they were compared beside the model's own weights.
+    pub not_compared: Option<String>,
 }
 
 /// Merges `adapters`, by their weights, into `into`, the weights of `model` or what they were trained beside, in f32, and
@@ -48,7 +50,12 @@ pub struct Merged {
 /// # Errors
 /// If the model or an adapter cannot be read, or they do not belong together.
 pub fn merge(model: &str, adapters: &[NamedAdapter], text: &str, into: Base) -> Result<Merged> {
-    let adapted = open_adapted(model, adapters, Dtype::F32)?;
+    let own = || open_with(model, OpenOptions { adapters, base: Base::Original, dtype: Dtype::F32 });
+    let (adapted, not_compared) = match open_adapted(model, adapters, Dtype::F32) {
+        // Merging into the model's own weights needs nothing else.
+        Err(error @ Error::Base { .. }) if into == Base::Original => (own()?, Some(error.to_string())),
+        other => (other?, None),
+    };
     let (Some(set), Some(first)) = (adapted.adapters(), adapters.first()) else {
         return Err(Error::Merge { path: model.into(), reason: "no adapter is named".into() });
     };
@@ -69,7 +76,7 @@ pub fn merge(model: &str, adapters: &[NamedAdapter], text: &str, into: Base) -> 
     let ids = compared_ids(&adapted, &first.path, text)?;
     let of = |decoder: &dyn Decoder| logits(decoder, adapted.device(), &ids);
     let difference = compare(&of(adapted.decoder())?, &of(decoder.as_ref())?);
-    Ok(Merged { adapted, store, difference, into })
+    Ok(Merged { adapted, store, difference, into, not_compared })
 }
 
 /// The most tokens that are compared over.

@@ -1,6 +1,6 @@
 //! Opening a model with its tokenizer, whatever file it is in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -126,6 +126,7 @@ pub struct OpenModel {
     device: Device,
     adapters: Option<AdapterSet>,
     quantization: Option<QuantizeConfig>,
+    notices: Vec<String>,
 }
 
 /// The files of a model: configuration and tensors, and its tokenizer where it has one.
@@ -183,14 +184,21 @@ pub fn open_files(model: &str) -> Result<OpenFiles> {
             (Checkpoint::open_dir(&dir)?, Tokenizer::from_path(&path).map_err(|e| e.to_string()))
         }
     };
-    if let Ok(tokenizer) = &tokenizer {
-        let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().shape().vocab_size);
-        if tokens > rows {
-            let path = checkpoint.path().to_path_buf();
-            return Err(Error::Vocabulary { path, tokenizer: tokens, model: rows });
-        }
-    }
+    check_vocabulary(checkpoint.path(), &tokenizer, &checkpoint)?;
     Ok(OpenFiles { checkpoint, tokenizer })
+}
+
+/// A tokenizer with more tokens than the model has rows is another model's; `path` is where it is.
+fn check_vocabulary(
+    path: &Path,
+    tokenizer: &std::result::Result<Tokenizer, String>,
+    checkpoint: &Checkpoint,
+) -> Result<()> {
+    let (tokens, rows) = (tokenizer.as_ref().map_or(0, Tokenizer::vocab_size), checkpoint.config().shape().vocab_size);
+    match tokens > rows {
+        true => Err(Error::Vocabulary { path: path.to_path_buf(), tokenizer: tokens, model: rows }),
+        false => Ok(()),
+    }
 }
 
 /// Opens `model` and loads its weights for inference.
@@ -247,6 +255,7 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
         Dtype::Bf16 => DType::BF16,
     };
     let options = StoreOptions::frozen(dtype, device.clone());
+    let mut notices = vec![];
     let (store, decoder, set, quantization) = if files.is_empty() {
         let store = ParamStore::new(base, &options, &checkpoint)?;
         let decoder = store.build(|b| config.build(b))?;
@@ -256,6 +265,9 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
             Base::AsTrained => trained_beside(&files, &checkpoint, &base)?,
             Base::Original => None,
         };
+        if pack.is_none() {
+            notices = other_weights(&files, &checkpoint);
+        }
         let set = AdapterSet::new(files, &base, &checkpoint)?;
         let (_, specs) = plan_params(|b| set.build(b, |b| config.build(b)))?;
         let quantization = pack.as_ref().map(QuantizedBase::config);
@@ -269,8 +281,9 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
     };
     if let Some(adapter) = how.adapters.iter().find(|adapter| adapter.path.join("tokenizer.json").is_file()) {
         tokenizer = Tokenizer::from_path(&adapter.path).map_err(|e| e.to_string());
+        check_vocabulary(&adapter.path, &tokenizer, &checkpoint)?;
     }
-    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapters: set, quantization })
+    Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapters: set, quantization, notices })
 }
 
 /// What all adapters say alike, `otherwise` without one; the first that says something else is the error.
@@ -301,6 +314,18 @@ impl Pack for BaseOnly<'_> {
     fn planned_bytes(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<usize>> {
         if self.set.holds(spec) { Ok(None) } else { self.pack.planned_bytes(spec) }
     }
+}
+
+/// Adapters that say that they were trained beside other weights: often the same model in another form, but not what they know.
+fn other_weights(files: &[(NamedAdapter, PeftAdapter)], checkpoint: &Checkpoint) -> Vec<String> {
+    let theirs = |files: &PeftAdapter| files.notes().and_then(|notes| notes.get("base_weights_sha256")).cloned();
+    if files.iter().all(|(_, files)| theirs(files).is_none()) {
+        return vec![];
+    }
+    let ours = Value::from(checkpoint.weights_fingerprint());
+    let others = files.iter().filter(|(_, files)| theirs(files).is_some_and(|theirs| theirs != ours));
+    let path = checkpoint.path().display();
+    others.map(|(a, _)| format!("note: {} was trained beside other weights than those of {path}", a.name)).collect()
 }
 
 /// How the base of the adapters was quantized, as their files say, over the model in `checkpoint`.
@@ -396,6 +421,11 @@ impl OpenModel {
     /// How what the adapter stands beside is quantized, if it is.
     pub fn quantization(&self) -> Option<QuantizeConfig> {
         self.quantization
+    }
+
+    /// What the user should know of how these files go together.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// The values of the base, as the adapters were trained or the model's own; `specs` are its parameters.

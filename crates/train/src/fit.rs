@@ -41,7 +41,8 @@ impl Fit<'_> {
         };
         let held = self.held(self.adapter);
         let rank = self.adapter.and_then(|plan| {
-            let most = plan.modules().map(|(_, module)| module.dims.0.min(module.dims.1)).min()?;
+            let moved = plan.modules().filter(|(_, module)| module.rank == plan.config().rank);
+            let most = moved.map(|(_, module)| module.dims.0.min(module.dims.1)).min()?;
             largest(most, &|rank| {
                 let mut settings = plan.config().clone();
                 settings.rank = rank;

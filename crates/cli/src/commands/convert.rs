@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use tallow::convert::{adapter_to_gguf, to_safetensors};
+use tallow::convert::{Converted, adapter_to_gguf, to_safetensors};
 
 use crate::exit;
 use crate::terminal;
@@ -55,7 +55,7 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
     if args.out.exists() {
         return Err(exit::usage(format!("--out {}: exists already; choose another name", args.out.display())));
     }
-    let difference = match (args.to, &args.adapter) {
+    let Converted { difference, notes } = match (args.to, &args.adapter) {
         (Format::Gguf, Some(adapter)) => adapter_to_gguf(&args.model, adapter, &args.out, TEXT)?,
         (Format::Safetensors, None) => to_safetensors(&args.model, &args.out, TEXT)?,
         (Format::Gguf, None) => {
@@ -67,6 +67,9 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
             return Err(exit::usage(format!("--to safetensors: {hint}")));
         }
     };
+    for note in notes {
+        eprintln!("{note}");
+    }
     if args.json {
         let (max, tokens) = (difference.max_logit_difference, difference.tokens);
         writeln!(std::io::stdout(), "{}", json!({"out": args.out, "max_logit_difference": max, "tokens": tokens}))?;

@@ -55,6 +55,9 @@ pub fn run(args: MergeArgs) -> anyhow::Result<()> {
     }
     let merged = merge(&args.model, &args.adapter, &args.text, args.base.into())?;
     let difference = merged.difference;
+    if let Some(reason) = &merged.not_compared {
+        eprintln!("note: compared beside the model's own weights, since {reason}");
+    }
     let quantization = merged.adapted.quantization().map(in_words);
     let into = match (&quantization, merged.into) {
         (None, _) => "the model's own weights".to_owned(),

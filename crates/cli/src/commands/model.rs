@@ -90,6 +90,9 @@ impl ModelArgs {
                 in_words(quantization)
             );
         }
+        for notice in model.notices() {
+            eprintln!("{notice}");
+        }
         for key in model.checkpoint().unknown_keys() {
             eprintln!("note: {}: config.json has `{key}`, which is not known and has no effect", self.model);
         }
