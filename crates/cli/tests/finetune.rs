@@ -194,7 +194,16 @@ fn mistakes_name_the_key_or_the_line() {
     fails(&finetune(at, &["tokenizer.chat_template=chatml"], &[]), 2, &["tokenizer.chat_template", "<|im_"]);
     fails(&finetune(at, &["data.train=['none.jsonl']"], &[]), 2, &["data.train", "none.jsonl"]);
     fs::write(at.join("bad.jsonl"), "{\"messages\": [{\"content\": \"x\"}]}\n").expect("written");
-    fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &["bad.jsonl, line 1", "role"]);
+    fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &["bad.jsonl, line 1", "role", "on_malformed"]);
+    // And what the error says helps.
+    let skip = ["data.train=['chat.jsonl', 'bad.jsonl']", "data.on_malformed=skip", "output=skipped"];
+    stdout(&finetune(at, &skip, &[]));
+    let both = json!({ "messages": [{ "role": "user", "content": "x" }, { "role": "assistant", "content": "y" }],
+        "prompt": "x", "completion": "y" });
+    fs::write(at.join("both.jsonl"), format!("{both}\n")).expect("written");
+    fails(&finetune(at, &["data.train=['both.jsonl']"], &[]), 2, &["both.jsonl, line 1", "shape"]);
+    let shaped = ["data.train=['chat.jsonl', 'both.jsonl']", "data.shape=messages", "output=shaped"];
+    stdout(&finetune(at, &shaped, &[]));
     let empty = json!({ "messages": [{ "role": "user", "content": "x" }, { "role": "assistant", "content": "" }] });
     fs::write(at.join("bad.jsonl"), format!("{empty}\n")).expect("written");
     fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &["bad.jsonl, line 1"]);

@@ -86,10 +86,7 @@ pub enum Error {
         role: &'static str,
     },
     /// The tokenizer carries no chat template.
-    #[error(
-        "this tokenizer has no chat template; give one with `chat_encoder_with`: a Jinja text, or a built-in name \
-         ({known})"
-    )]
+    #[error("this tokenizer has no chat template; give one: a Jinja text, or a built-in name ({known})")]
     NoChatTemplate {
         /// The built-in names, comma separated.
         known: String,

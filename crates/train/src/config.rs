@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tallow_data::{NothingLearnt, OnMalformed, Shape};
 
 use crate::anomaly::AnomalyConfig;
 use crate::backward::ActivationCheckpointing;
@@ -118,6 +119,14 @@ documented! {
         /// What happens to an example of more than `context_length` tokens (with `objective.kind = "sft"`): `drop`, `error`, or
         /// `truncate_end`. What was dropped or cut is counted and told.
         pub too_long: TooLongSetting,
+        /// What happens to a record that is malformed or that the chat template refuses (with `objective.kind = "sft"`): `error`,
+        /// `report` (left out and counted, but too many are an error), or `skip` (left out and counted).
+        pub on_malformed: OnMalformed,
+        /// What happens to an example of which nothing would be learnt (with `objective.kind = "sft"`): `error` or `skip`.
+        pub nothing_learnt: NothingLearnt,
+        /// Which fields hold an example (with `objective.kind = "sft"`), where records have those of several: `messages`,
+        /// `conversations`, `completion`, `alpaca` or `text`; recognised unless given.
+        pub shape: Option<Shape>,
         /// Tokens a row; at most the model's positions.
         pub context_length: usize,
         /// Documents packed into rows with a mask (`true`) or one document a row, padded.
@@ -134,6 +143,9 @@ impl Default for DataSection {
             valid: vec![],
             valid_fraction: 0.0,
             too_long: TooLongSetting::Drop,
+            on_malformed: OnMalformed::Error,
+            nothing_learnt: NothingLearnt::Error,
+            shape: None,
             context_length: 256,
             packing: true,
             text_field: "text".into(),
@@ -406,6 +418,9 @@ impl RunConfig {
         let only_sft = [
             ("data.valid_fraction", fraction > 0.0, "divide text with `tallow data prepare --valid-fraction`"),
             ("data.too_long", self.data.too_long != defaults.0.too_long, "remove it"),
+            ("data.on_malformed", self.data.on_malformed != defaults.0.on_malformed, "remove it"),
+            ("data.nothing_learnt", self.data.nothing_learnt != defaults.0.nothing_learnt, "remove it"),
+            ("data.shape", self.data.shape.is_some(), "remove it"),
             ("objective.train_on", self.objective.train_on != defaults.1.train_on, "remove it"),
             ("tokenizer.chat_template", self.tokenizer.chat_template.is_some(), "remove it"),
         ];

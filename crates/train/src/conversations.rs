@@ -113,6 +113,9 @@ impl Conversations {
                 TooLongSetting::Error => TooLong::Error,
                 TooLongSetting::TruncateEnd => TooLong::TruncateEnd,
             },
+            on_malformed: config.data.on_malformed,
+            nothing_learnt: config.data.nothing_learnt,
+            shape: config.data.shape,
             valid_fraction,
             ..ChatOptions::default()
         };
