@@ -131,6 +131,8 @@ impl Watcher {
 fn title(resolved: &Resolved) -> String {
     let model = &resolved.run.model;
     let name = model.preset.as_deref().or(model.from.as_deref()).unwrap_or("model");
+    // A picture is passed on: the folders above a model are nobody's business.
+    let name = Path::new(name).file_name().map_or(name.into(), |name| name.to_string_lossy());
     format!("{name}: {} parameters", format_count(resolved.params))
 }
 
