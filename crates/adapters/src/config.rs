@@ -23,6 +23,9 @@ pub enum LoraInit {
     Kaiming,
     /// `A` normal with a deviation of `1 / rank`, `B` zero.
     Gaussian,
+    /// Both within the matrix itself: `B` the first columns of the `Q` of its QR decomposition, `A` the first rows of `R`, and the
+    /// product taken away again by a frozen pair of the same values, so that the model begins as it was (OLoRA, Büyükakyüz 2024).
+    Olora,
 }
 
 /// Settings of LoRA (Hu et al. 2021) and what was made of it.
@@ -86,6 +89,9 @@ impl LoraConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::config("dropout", self.dropout, "must be at least 0 and below 1, e.g. 0.05"));
         }
+        if self.dora && self.init == LoraInit::Olora {
+            return Err(Error::config("init", "olora", "has no DoRA here; set kind = \"lora\", or init = \"kaiming\""));
+        }
         match self.ranks.iter().find(|(_, rank)| **rank == 0) {
             Some((name, _)) => Err(Error::config("ranks", format!("{name} = 0"), "must be at least 1; use `exclude`")),
             None => Ok(()),
@@ -147,6 +153,7 @@ mod tests {
         assert!(with(|c| c.alpha = f64::NAN).is_err());
         assert!(with(|c| c.dropout = 1.0).is_err());
         assert!(with(|c| c.ranks = [("q_proj".into(), 0)].into()).is_err());
+        assert!(with(|c| (c.dora, c.init) = (true, LoraInit::Olora)).is_err());
         assert!(with(|c| c.alphas = [("q_proj".into(), -1.0)].into()).is_err());
     }
 }

@@ -46,6 +46,10 @@ impl<'a> AdapterFactory<'a> {
             };
             loras.push((index, LoraWeights { a, b, scale: adapted.scale }));
             magnitude = weights.next();
+            if let Some([a, b]) = plan.start_specs_of(module, base) {
+                let (a, b) = (self.inner.weight(&named(a))?, self.inner.weight(&named(b))?);
+                loras.push((index, LoraWeights { a, b, scale: -adapted.scale }));
+            }
         }
         Ok((!loras.is_empty()).then(|| (Beside { loras, weights: self.weights.clone() }, magnitude)))
     }

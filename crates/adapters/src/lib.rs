@@ -22,7 +22,7 @@
 //!
 //! let random = RandomInit { seed: 1 };
 //! let options = StoreOptions { trainable: &|spec| plan.is_trained(spec), ..StoreOptions::frozen(DType::F32, Device::Cpu) };
-//! let fill = AdapterFill::new(&random, &plan, &specs, None, random);
+//! let fill = AdapterFill::new(&random, &plan, &specs, None, DType::F32, random)?;
 //! let store = ParamStore::new(specs.clone(), &options, &fill)?;
 //! assert_eq!(store.trained().count(), 2);
 //! let up_proj = store.build(|b| plan.build(b, model))?;
@@ -40,13 +40,16 @@ mod layer;
 mod merge;
 mod peft;
 mod plan;
+mod save;
 mod set;
+mod start;
 
 pub use config::{LoraConfig, LoraInit, Targets};
 pub use error::{Error, Result};
 pub use factory::AdapterFactory;
 pub use fill::AdapterFill;
 pub use merge::merge_into;
-pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, PeftAdapter, write_peft};
+pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, PeftAdapter};
 pub use plan::{Adapted, AdapterPlan};
+pub use save::{SavedAdapter, write_peft};
 pub use set::{AdapterSet, NamedAdapter};

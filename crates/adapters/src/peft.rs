@@ -1,12 +1,12 @@
 //! PEFT directories: `adapter_config.json` and `adapter_model.safetensors`, as the `peft` package reads and writes them.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tallow_formats::TensorSource;
-use tallow_formats::safetensors::{SafetensorsFile, TensorData, write_safetensors};
-use tallow_nn::{Fill, Param, ParamSpec, ParamStore, Role};
+use tallow_formats::safetensors::SafetensorsFile;
+use tallow_nn::{Fill, ParamSpec, Role};
 
 use crate::{Adapted, AdapterPlan, Error, LoraConfig, Result, Targets};
 
@@ -378,89 +378,11 @@ impl Fill for PeftAdapter {
 }
 
 /// `from [rows, cols]` with `rows` rows, to `to [cols, rows]`.
-fn transpose(from: &[f32], rows: usize, to: &mut [f32]) {
+pub(crate) fn transpose(from: &[f32], rows: usize, to: &mut [f32]) {
     let cols = from.len() / rows.max(1);
     for (r, row) in from.chunks_exact(cols.max(1)).enumerate() {
         for (c, &x) in row.iter().enumerate() {
             to[c * rows + r] = x;
         }
     }
-}
-
-/// Writes the adapter of `store` into `dir`, which exists, as `peft` reads it. `base_model` is the model that it belongs to,
-/// `notes` what this program wants to find again.
-///
-/// # Errors
-/// If a file cannot be written or a value read.
-pub fn write_peft(
-    dir: &Path,
-    plan: &AdapterPlan,
-    store: &ParamStore,
-    base_model: &str,
-    notes: Option<Value>,
-) -> Result<()> {
-    let mut config = config_of(plan, base_model);
-    if let (Some(notes), Some(map)) = (notes, config.as_object_mut()) {
-        map.insert("tallow".into(), notes);
-    }
-    tallow_formats::write_json(&dir.join(ADAPTER_CONFIG), &config)?;
-    let trained = store.params().iter().filter(|param| plan.is_trained(&param.spec));
-    let tensors = trained.map(|param| {
-        let name = format!("{PEFT_PREFIX}{}", param.spec.name);
-        TensorData::from_fn(name, param.spec.stored_shape(), move || stored(store, param))
-    });
-    write_safetensors(&dir.join(ADAPTER_WEIGHTS), tensors.collect(), &[("format", "pt")])?;
-    Ok(())
-}
-
-fn stored(store: &ParamStore, param: &Param) -> Result<Vec<f32>> {
-    let value = store.value(param)?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    if !param.spec.stored_transposed {
-        return Ok(value);
-    }
-    let mut transposed = vec![0f32; value.len()];
-    transpose(&value, param.spec.shape[0], &mut transposed);
-    Ok(transposed)
-}
-
-fn config_of(plan: &AdapterPlan, base_model: &str) -> Value {
-    let config = &plan.config;
-    let mut ranks = Map::new();
-    let mut alphas = Map::new();
-    for (module, adapted) in &plan.modules {
-        if adapted.rank != config.rank {
-            ranks.insert(module.clone(), json!(adapted.rank));
-        }
-        if adapted.alpha != config.alpha {
-            alphas.insert(module.clone(), whole(adapted.alpha));
-        }
-    }
-    let saved: BTreeSet<&str> = plan.saved.iter().filter_map(|name| name.rsplit_once('.').map(|(m, _)| m)).collect();
-    let targets: Vec<&str> = match plan.compact.is_empty() {
-        true => plan.modules.keys().map(String::as_str).collect(),
-        false => plan.compact.iter().map(String::as_str).collect(),
-    };
-    json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": config.rank,
-        "lora_alpha": whole(config.alpha),
-        "lora_dropout": config.dropout,
-        "target_modules": targets,
-        "modules_to_save": if saved.is_empty() { Value::Null } else { json!(saved) },
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
-        "use_rslora": config.rslora,
-        "use_dora": plan.modules.values().any(|m| m.dora),
-        "fan_in_fan_out": plan.modules.values().any(|m| m.stored_transposed && !m.embedding),
-        "bias": "none",
-        "init_lora_weights": true,
-        "inference_mode": true,
-    })
-}
-
-/// A whole number as one: PEFT declares `lora_alpha` an integer.
-fn whole(x: f64) -> Value {
-    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }

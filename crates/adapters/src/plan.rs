@@ -1,8 +1,10 @@
 //! What an adapter's settings mean for one model.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
-use tallow_nn::{Build, Init, ParamSpec, Role};
+use tallow_nn::{Build, Fill, Init, Pack, ParamSpec, Role};
+use tallow_ops::PackedMatrix;
 
 use crate::config::names;
 use crate::{AdapterFactory, Error, LoraConfig, LoraInit, Result, Targets};
@@ -124,9 +126,40 @@ impl AdapterPlan {
             && self.saved == other.saved
     }
 
-    /// Whether a parameter belongs to the adapter: it is trained and saved, the others are frozen.
+    /// Whether a parameter is trained and saved; the others are frozen.
     pub fn is_trained(&self, spec: &ParamSpec) -> bool {
-        self.saved.contains(&spec.name) || self.adapter_module(&spec.name).is_some()
+        self.saved.contains(&spec.name) || (self.adapter_module(&spec.name).is_some() && !self.is_start(spec))
+    }
+
+    /// Whether a parameter is where another one started: frozen, but the adapter's and saved with it.
+    pub fn is_start(&self, spec: &ParamSpec) -> bool {
+        self.adapter_module(&spec.name).is_some_and(|(_, part)| part.starts_with("lora_start_"))
+    }
+
+    /// The name of where a trained parameter started, where that is kept.
+    pub(crate) fn start_of(&self, spec: &ParamSpec) -> Option<String> {
+        let (module, part) = self.adapter_module(&spec.name)?;
+        let matrix = matches!(part, "lora_A.weight" | "lora_B.weight") && self.config.init == LoraInit::Olora;
+        matrix.then(|| format!("{module}.{}", part.replace("lora_", "lora_start_")))
+    }
+
+    /// Keeps `pack` from what is the adapter's own.
+    pub fn pack<'a>(&'a self, pack: &'a dyn Pack) -> impl Pack + 'a {
+        BaseOnly { plan: self, pack }
+    }
+
+    /// What the files of this adapter say: a start is a part of the adapter there, which has twice the rank.
+    pub fn in_files(&self) -> Self {
+        if self.config.init != LoraInit::Olora {
+            return self.clone();
+        }
+        // alpha / r is the same, alpha / sqrt(r) likewise.
+        let factor = if self.config.rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        let mut plan = self.clone();
+        plan.config.init = LoraInit::Kaiming;
+        (plan.config.rank, plan.config.alpha) = (2 * self.config.rank, factor * self.config.alpha);
+        plan.modules.values_mut().for_each(|m| (m.rank, m.alpha) = (2 * m.rank, factor * m.alpha));
+        plan
     }
 
     /// The module and the part (`lora_A.weight`...) of an adapter's parameter.
@@ -159,7 +192,7 @@ impl AdapterPlan {
             stage: base.stage,
         };
         let a_init = match self.config.init {
-            LoraInit::Kaiming => Init::Uniform(1.0 / (d_in as f32).sqrt()),
+            LoraInit::Kaiming | LoraInit::Olora => Init::Uniform(1.0 / (d_in as f32).sqrt()),
             LoraInit::Gaussian => Init::Normal(1.0 / rank as f32),
         };
         if adapted.embedding {
@@ -180,6 +213,39 @@ impl AdapterPlan {
     }
 }
 
+impl AdapterPlan {
+    /// The frozen pair of a module whose adapter starts within its matrix: where its two matrices started.
+    pub(crate) fn start_specs_of(&self, module: &str, base: &ParamSpec) -> Option<[ParamSpec; 2]> {
+        if self.config.init != LoraInit::Olora {
+            return None;
+        }
+        let mut specs = self.specs_of(module, base).into_iter();
+        let start = |part: &str, spec: ParamSpec| ParamSpec { name: format!("{module}.{part}"), decay: false, ..spec };
+        Some([start("lora_start_A.weight", specs.next()?), start("lora_start_B.weight", specs.next()?)])
+    }
+}
+
+struct BaseOnly<'a> {
+    plan: &'a AdapterPlan,
+    pack: &'a dyn Pack,
+}
+
+impl BaseOnly<'_> {
+    fn is_base(&self, spec: &ParamSpec) -> bool {
+        !self.plan.saved.contains(&spec.name) && self.plan.adapter_module(&spec.name).is_none()
+    }
+}
+
+impl Pack for BaseOnly<'_> {
+    fn pack(&self, spec: &ParamSpec, fill: &dyn Fill) -> tallow_nn::Result<Option<Arc<dyn PackedMatrix>>> {
+        if self.is_base(spec) { self.pack.pack(spec, fill) } else { Ok(None) }
+    }
+
+    fn planned_bytes(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<usize>> {
+        if self.is_base(spec) { self.pack.planned_bytes(spec) } else { Ok(None) }
+    }
+}
+
 fn adapted(config: &LoraConfig, module: &str, spec: &ParamSpec) -> Result<Adapted> {
     let of = |patterns: Vec<&String>| patterns.into_iter().find(|pattern| names(pattern, module)).cloned();
     let rank = of(config.ranks.keys().collect()).and_then(|key| config.ranks.get(&key)).copied().unwrap_or(config.rank);
@@ -191,6 +257,10 @@ fn adapted(config: &LoraConfig, module: &str, spec: &ParamSpec) -> Result<Adapte
     if rank > most {
         let reason = format!("`{module}` is {d_out} x {d_in}: a rank above {most} is more than the matrix itself has");
         return Err(Error::config("rank", rank, reason));
+    }
+    if config.init == LoraInit::Olora && (embedding || spec.role == Role::Head) {
+        let reason = format!("`{module}` cannot start within its matrix; leave it out, or set init = \"kaiming\"");
+        return Err(Error::config("init", "olora", reason));
     }
     if embedding && config.dora {
         return Err(Error::config(

@@ -25,6 +25,13 @@ pub struct LoraWeights {
     pub scale: f64,
 }
 
+impl LoraWeights {
+    /// Dropout is for what is trained: a frozen pair sees the input itself.
+    fn sees<'a, X>(&self, x: &'a X, dropped: Option<&'a X>) -> &'a X {
+        dropped.filter(|_| !(self.a.is_frozen() && self.b.is_frozen())).unwrap_or(x)
+    }
+}
+
 /// `y = x W^T + bias + s (x' A^T) B^T` (Hu et al. 2021). `x [.., c]`, `weight [o, c]` of one dtype, f32 or bf16; `x'`, what
 /// the adapter sees, is `dropped` where given, of `x`'s shape, else `x` itself. Returns `[.., o]`.
 ///
@@ -44,7 +51,7 @@ pub fn lora_linear(
 }
 
 /// [`lora_linear`] with several adapters: `y = x W^T + bias + sum_i s_i (x' A_i^T) B_i^T`, added in their order. With one it
-/// is that op, with none [`linear`], to the bit.
+/// is that op, with none [`linear`], to the bit. A pair that is frozen sees `x` itself, not `dropped`.
 ///
 /// # Errors
 /// As [`lora_linear`].
@@ -58,6 +65,7 @@ pub fn lora_linear_sum(
     if loras.is_empty() {
         return linear(x, weight, bias);
     }
+    let dropped = dropped.filter(|_| loras.iter().any(|lora| !(lora.a.is_frozen() && lora.b.is_frozen())));
     let dims = crate::linear::check(x, weight, bias)?;
     for lora in loras {
         check(x, dropped.unwrap_or(x), weight, lora, dims)?;
@@ -69,7 +77,7 @@ pub fn lora_linear_sum(
         // On candle's tape an op has three operands at most.
         let mut y = linear(x, weight, bias)?;
         for lora in loras {
-            let z = linear(&linear(dropped.unwrap_or(x), &lora.a, None)?, &lora.b, None)?;
+            let z = linear(&linear(lora.sees(x, dropped), &lora.a, None)?, &lora.b, None)?;
             y = composed_of("lora", &[&y, &z], |x| &x[0] + (&x[1] * lora.scale)?)?;
         }
         return Ok(y);
@@ -79,7 +87,7 @@ pub fn lora_linear_sum(
     let linear = Linear::new(weight, bias, dims, x.shape().clone());
     let mut op = LoraLinear { linear, loras: loras.to_vec(), downs: vec![] };
     let _span = trace::op("lora-linear", || op.forward_cost());
-    let y = with_dtype!("lora_linear", x.dtype(), T => op.forward::<T>(&x, dropped.as_ref().unwrap_or(&x))?);
+    let y = with_dtype!("lora_linear", x.dtype(), T => op.forward::<T>(&x, dropped.as_ref())?);
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = dims.o;
@@ -128,14 +136,14 @@ impl LoraLinear {
         Cost { flops: flops + (2 * n * r * (c + o)) as f64, bytes: bytes + (size * r * (c + o)) as f64 }
     }
 
-    fn forward<T: Scalar>(&mut self, x: &Tensor, dropped: &Tensor) -> Result<CpuStorage> {
+    fn forward<T: Scalar>(&mut self, x: &Tensor, dropped: Option<&Tensor>) -> Result<CpuStorage> {
         let Dims { n, c, o } = self.linear.dims;
         let mut y = self.linear.forward::<T>(x)?;
         for lora in &self.loras {
             let r = lora.a.shape().dims()[0];
             let (a, b) = (lora.a.value()?.detach().contiguous()?, lora.b.value()?.detach().contiguous()?);
             let ((xs, xl), (als, all), (bs, bl)) =
-                (dropped.storage_and_layout(), a.storage_and_layout(), b.storage_and_layout());
+                (lora.sees(x, dropped).storage_and_layout(), a.storage_and_layout(), b.storage_and_layout());
             let mut down = unspecified::<T>(n * r);
             T::nt(n, r, c, view::<T>(&xs, xl)?, view::<T>(&als, all)?, &mut down);
             elementwise::scale(simd::level(), lora.scale as f32, &mut down);
@@ -147,21 +155,24 @@ impl LoraLinear {
 
     fn gradients<T: Scalar>(&self, inputs: &[Tensor], dy: &Tensor, grads: &mut Gradients<'_>) -> Result<()> {
         let Dims { n, c, o } = self.linear.dims;
-        let Some(dropped) = inputs.last() else { bail!("lora-linear: its input was not kept") };
+        if inputs.is_empty() {
+            bail!("lora-linear: its input was not kept")
+        }
         // That of W first: where both inputs are one, the adapter's is then added as its product goes.
         self.linear.gradients::<T>(inputs.first(), dy, grads)?;
         let mut first = self.linear.weights().len();
         for (lora, down) in self.loras.iter().zip(&self.downs) {
             let r = lora.a.shape().dims()[0];
+            let seen = *lora.sees(&0, Some(&(inputs.len() - 1)));
             let (a, b) = (lora.a.value()?.detach().contiguous()?, lora.b.value()?.detach().contiguous()?);
             let ((ds, dl), (hs, hl), (xs, xl)) =
-                (dy.storage_and_layout(), down.storage_and_layout(), dropped.storage_and_layout());
+                (dy.storage_and_layout(), down.storage_and_layout(), inputs[seen].storage_and_layout());
             let ((als, all), (bs, bl)) = (a.storage_and_layout(), b.storage_and_layout());
             let (dy, x_values) = (view::<T>(&ds, dl)?, view::<T>(&xs, xl)?);
             let mut ddown = unspecified::<T>(n * r);
             T::nn(n, r, o, dy, view::<T>(&bs, bl)?, &mut ddown, false);
             elementwise::scale(simd::level(), lora.scale as f32, &mut ddown);
-            grads.write(inputs.len() - 1, dropped.shape(), |dx: &mut [T], add| {
+            grads.write(seen, inputs[seen].shape(), |dx: &mut [T], add| {
                 T::nn(n, c, r, &ddown, view::<T>(&als, all)?, dx, add);
                 Ok(())
             })?;

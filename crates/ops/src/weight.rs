@@ -135,6 +135,11 @@ impl Weight {
         if let Value::Packed(packed) = &self.value { Some(packed.matrix.as_ref()) } else { None }
     }
 
+    /// Whether it can never get a gradient, whatever is recorded.
+    pub(crate) fn is_frozen(&self) -> bool {
+        matches!(self.kind, Kind::Frozen)
+    }
+
     /// The tensor that it was made of, if that may be on a tape.
     pub(crate) fn tensor(&self) -> Option<&Tensor> {
         match (&self.kind, &self.value) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tallow_adapters::{AdapterPlan, PeftAdapter, write_peft};
+use tallow_adapters::{AdapterPlan, PeftAdapter, SavedAdapter, write_peft};
 use tallow_data::{Loader, LoaderState};
 use tallow_formats::TensorSource;
 use tallow_formats::hf::{AtomicDir, sha256_file};
@@ -230,6 +230,16 @@ impl Checkpoints {
                 })?;
             }
         }
+        if let Artifact::Adapter { plan, .. } = &self.artifact {
+            // Where an adapter started is frozen: what was saved of it counts, not what this machine makes of the base.
+            for param in store.params().iter().filter(|param| plan.is_start(&param.spec)) {
+                let compute = &store.buckets()[param.bucket].compute;
+                let mut values = vec![0f32; param.spec.num_elements()];
+                weights.fill(&param.spec, &mut values)?;
+                let values = Tensor::from_vec(values, param.spec.num_elements(), &Device::Cpu)?;
+                compute.slice_set(&values.to_dtype(compute.dtype())?.to_device(compute.device())?, 0, param.offset)?;
+            }
+        }
         Ok(state)
     }
 }
@@ -247,7 +257,7 @@ impl Checkpoints {
             Artifact::Adapter { plan, base, base_model, notes } => {
                 let files = PeftAdapter::open(path)?;
                 let saved = files.plan(base)?;
-                if !plan.is_same(&saved) {
+                if !plan.in_files().is_same(&saved) {
                     let reason = "the run was started with other modules, ranks or alphas; set [adapter] back, or choose \
                                   another `output`";
                     return Err(Error::config("adapter", "(a section)", reason));
@@ -255,7 +265,7 @@ impl Checkpoints {
                 if let Some(was) = files.notes() {
                     check_notes(was, notes, base_model)?;
                 }
-                Ok(Box::new(files))
+                Ok(Box::new(SavedAdapter::new(files, plan.as_ref().clone())))
             }
         }
     }
@@ -266,6 +276,7 @@ fn check_notes(was: &Value, is: &Value, base_model: &str) -> Result<()> {
     let keys = [
         ("base_quantization", "adapter.quantize"),
         ("prefix_lm", "objective.kind"),
+        ("adapter_init", "adapter.init"),
         ("base_config_sha256", "model.from"),
         ("base_weights_sha256", "model.from"),
         ("encoder_fingerprint", "tokenizer.chat_template"),
@@ -274,7 +285,7 @@ fn check_notes(was: &Value, is: &Value, base_model: &str) -> Result<()> {
     let note = |notes: &Value, key: &str| notes.get(key).cloned().unwrap_or(Value::Null);
     let Some((name, key)) = keys.into_iter().find(|(name, _)| note(was, name) != note(is, name)) else { return Ok(()) };
     let (value, started) = match name {
-        "base_quantization" | "prefix_lm" => {
+        "base_quantization" | "prefix_lm" | "adapter_init" => {
             (is.get(name).unwrap_or(&null).to_string(), was.get(name).unwrap_or(&null).to_string())
         }
         "encoder_fingerprint" => ("(changed)".to_owned(), "another tokenizer or chat template".to_owned()),

@@ -1,7 +1,7 @@
 //! Memory, FLOPs and time of a run, before anything runs.
 
 use serde::Serialize;
-use tallow_adapters::AdapterPlan;
+use tallow_adapters::{Adapted, AdapterPlan, LoraInit};
 use tallow_models::ModelConfig;
 use tallow_nn::{Pack, ParamSpec, Role};
 
@@ -84,12 +84,10 @@ impl Held {
         let head_adapter =
             specs.iter().find(|s| s.role == Role::Head && plan.modules().any(|(m, _)| s.name == format!("{m}.weight")));
         let mut held = Self::default();
+        let pack = pack.map(|pack| plan.pack(pack));
         for spec in specs {
             let elements = spec.num_elements() as u64;
-            let bytes = match pack {
-                Some(pack) if !plan.is_trained(spec) => pack.planned_bytes(spec)?,
-                _ => None,
-            };
+            let bytes = pack.as_ref().map(|pack| pack.planned_bytes(spec)).transpose()?.flatten();
             match bytes {
                 _ if plan.is_trained(spec) => held.trained += elements,
                 None => held.frozen += elements,
@@ -106,7 +104,9 @@ impl Held {
             }
         }
         let dropped = |d_in: usize| if plan.config().dropout > 0.0 { d_in } else { 0 };
-        let kept: usize = plan.modules().filter(|(_, m)| !m.embedding).map(|(_, m)| m.rank + dropped(m.dims.0)).sum();
+        let pairs = if plan.config().init == LoraInit::Olora { 2 } else { 1 };
+        let kept = |m: &Adapted| pairs * m.rank + dropped(m.dims.0);
+        let kept: usize = plan.modules().filter(|(_, m)| !m.embedding).map(|(_, m)| kept(m)).sum();
         held.adapter_activations = (kept / num_layers.max(1)) as u64;
         held.merged_head = head_adapter.map_or(0, |s| 2 * s.num_elements() as u64);
         Ok(held)

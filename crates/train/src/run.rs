@@ -12,7 +12,7 @@ use tallow_nn::{Fill, Pack, ParamSpec, RandomInit, plan_params};
 use tallow_tokenizer::Tokenizer;
 
 use crate::checkpoint::{Artifact, Checkpoints};
-use crate::config::{AdapterSection, ObjectiveKind, RunConfig, adapter_error};
+use crate::config::{AdapterSection, InitSetting, ObjectiveKind, RunConfig, adapter_error};
 use crate::conversations::{self, Conversations};
 use crate::evaluate::Validation;
 use crate::fit::{Fit, Largest};
@@ -350,6 +350,9 @@ fn notes(
     }
     if let Some(quantization) = run.adapter.as_ref().and_then(AdapterSection::quantization) {
         notes["base_quantization"] = json!(quantization);
+    }
+    if let Some(AdapterSection { init: InitSetting::Olora, .. }) = run.adapter {
+        notes["adapter_init"] = json!(InitSetting::Olora);
     }
     if let Some(conversations) = conversations {
         notes["encoder_fingerprint"] = json!(conversations.fingerprint());

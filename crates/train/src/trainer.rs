@@ -110,9 +110,11 @@ impl Trainer {
             Some(plan) => {
                 let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
                 let trainable = |spec: &ParamSpec| plan.is_trained(spec);
+                let pack = pack.map(|pack| plan.pack(pack));
+                let pack = pack.as_ref().map(|pack| pack as &dyn Pack);
                 let options = StoreOptions { dtype, device: device.clone(), trainable: &trainable, pack };
                 let random = RandomInit { seed: resolved.run.seed };
-                let fill = AdapterFill::new(fill, plan, &specs, pack, random);
+                let fill = AdapterFill::new(fill, plan, &specs, pack, dtype, random)?;
                 let store = ParamStore::new(specs.clone(), &options, &fill)?;
                 let model = store.build(|b| plan.build(b, |b| config.build(b)))?;
                 let ratio = resolved.run.adapter.as_ref().map_or(1.0, |adapter| adapter.lr_ratio);

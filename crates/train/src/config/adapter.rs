@@ -33,7 +33,8 @@ documented! {
         pub alphas: BTreeMap<String, f64>,
         /// Scale by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023).
         pub rslora: bool,
-        /// How the matrices start: `kaiming` (PEFT's default) or `gaussian`; the second is zero, so the model begins as it was.
+        /// How the matrices start: `kaiming` (PEFT's default) or `gaussian`, where the second is zero, or `olora`: within the matrix
+        /// that they stand beside (Büyükakyüz 2024); its files have twice the rank. In each the model begins as it was.
         pub init: InitSetting,
         /// Modules that are trained whole and saved with the adapter, e.g. `["lm_head"]`.
         pub modules_to_save: Vec<String>,
@@ -96,6 +97,8 @@ pub enum InitSetting {
     Kaiming,
     /// Normal with a deviation of one over the rank.
     Gaussian,
+    /// Within the matrix.
+    Olora,
 }
 
 /// Which modules.
@@ -143,6 +146,7 @@ impl AdapterSection {
             init: match self.init {
                 InitSetting::Kaiming => LoraInit::Kaiming,
                 InitSetting::Gaussian => LoraInit::Gaussian,
+                InitSetting::Olora => LoraInit::Olora,
             },
         };
         config.validate().map_err(adapter_error)?;
