@@ -135,12 +135,14 @@ fn over_a_packed_base_and_in_bf16_it_starts_as_the_base() -> Result<()> {
     };
     // In bf16 a sum is rounded where its parts are added: not the same bits, though the parts cancel.
     for (dtype, quantize, tolerance) in
-        [(DType::F32, Some(nf4), 5e-6), (DType::BF16, None, 6e-2), (DType::BF16, Some(nf4), 6e-2)]
+        [(DType::F32, Some(nf4), 5e-6), (DType::BF16, None, 2e-2), (DType::BF16, Some(nf4), 2e-2)]
     {
         let (model, plan) = begun(&settings(), dtype, quantize)?;
         let plain = LoraConfig { init: LoraInit::Kaiming, ..settings() };
         let (base, _) = begun(&plain, dtype, quantize)?;
-        let start = apart(&model.logits(&ids)?, &base.logits(&ids)?)?;
+        let (ours, want) = (model.logits(&ids)?, base.logits(&ids)?);
+        let norm = |x: &Tensor| -> Result<f32> { Ok(x.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt()) };
+        let start = norm(&(&ours - &want)?)? / norm(&want)?;
         println!("{dtype:?} {}: {start:.1e}", quantize.is_some());
         assert!(start < tolerance, "{dtype:?}: {start:.2e}");
         assert_eq!(model.store.packed().len(), if quantize.is_some() { 14 } else { 0 });

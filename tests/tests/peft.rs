@@ -31,6 +31,9 @@ const CASES: &[(&str, &str)] = &[
     ("rslora", "llama-biases"),
     ("save-head", "llama-gqa"),
     ("save-norms", "llama-rope-llama3"),
+    ("tokens", "llama-gqa"),
+    ("tokens-gpt2", "gpt2"),
+    ("tokens-tied", "llama-tied"),
 ];
 
 /// Of a logit, of the mean loss in nats, and of a gradient's element as a share of the largest of its parameter.

@@ -51,6 +51,9 @@ pub struct LoraConfig {
     pub dora: bool,
     /// Modules that are trained whole and saved with the adapter, e.g. `lm_head`; as [`Targets::Names`].
     pub modules_to_save: Vec<String>,
+    /// Tokens whose rows of the embedding and of the head are trained and saved with the adapter: new ones, say. A head that is
+    /// tied has those of the embedding.
+    pub tokens: Vec<u32>,
     /// How the matrices start.
     pub init: LoraInit,
 }
@@ -68,6 +71,7 @@ impl Default for LoraConfig {
             rslora: false,
             dora: false,
             modules_to_save: vec![],
+            tokens: vec![],
             init: LoraInit::Kaiming,
         }
     }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use tallow_nn::{Embedding, Error, Head, LayerFactory, Linear, LinearSpec, ParamSpec, Result};
-use tallow_ops::{LoraWeights, Weight};
+use tallow_ops::{LoraWeights, ReplacedRows, Weight};
 
 use crate::AdapterPlan;
 use crate::layer::{Beside, LoraEmbedding, LoraHead, LoraProjection};
+use crate::tokens::{TokenEmbedding, with_rows};
 
 /// Asks `inner` for every layer, and for the matrices of the adapters beside those that their plans name.
 pub struct AdapterFactory<'a> {
@@ -55,6 +56,19 @@ impl<'a> AdapterFactory<'a> {
     }
 }
 
+impl AdapterFactory<'_> {
+    /// The rows of a table that an adapter has. Only one of several has some.
+    fn token_rows(&self, module: &str, base: &ParamSpec) -> Result<Option<ReplacedRows>> {
+        for (index, plan) in self.plans.iter().enumerate() {
+            let Some(tokens) = plan.tokens.get(module) else { continue };
+            let spec = crate::tokens::spec(module, base, tokens.len());
+            let rows = self.inner.weight(&ParamSpec { name: indexed(index, &spec.name), ..spec })?;
+            return Ok(Some(ReplacedRows::new(rows, tokens.as_slice())?));
+        }
+        Ok(None)
+    }
+}
+
 impl LayerFactory for AdapterFactory<'_> {
     fn weight(&self, spec: &ParamSpec) -> Result<Weight> {
         self.inner.weight(spec)
@@ -78,6 +92,9 @@ impl LayerFactory for AdapterFactory<'_> {
     fn embedding(&self, spec: &ParamSpec) -> Result<Embedding> {
         let base = self.inner.embedding(spec)?;
         let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
+        if let Some(rows) = self.token_rows(module, spec)? {
+            return Ok(Embedding::of(TokenEmbedding::new(base, rows)));
+        }
         match self.beside(module, spec)? {
             Some((beside, _)) => Ok(Embedding::of(LoraEmbedding::new(base, beside))),
             None => Ok(base),
@@ -87,6 +104,9 @@ impl LayerFactory for AdapterFactory<'_> {
     fn head(&self, spec: &ParamSpec) -> Result<Head> {
         let base = self.inner.head(spec)?;
         let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
+        if let Some(rows) = self.token_rows(module, spec)? {
+            return Ok(with_rows(base, &rows));
+        }
         match self.beside(module, spec)? {
             Some((beside, _)) => Ok(LoraHead::head(base, beside)),
             None => Ok(base),

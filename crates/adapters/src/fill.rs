@@ -60,12 +60,28 @@ impl<'a> AdapterFill<'a> {
 }
 
 impl Base<'_> {
+    fn spec(&self, module: &str) -> Result<&ParamSpec> {
+        let name = format!("{module}.weight");
+        let missing = "has an adapter but is not in the model's plan";
+        let spec = self.specs.iter().find(|spec| spec.name == name);
+        spec.ok_or_else(|| Error::Param { name, reason: missing.into() })
+    }
+
+    /// The rows of some tokens, as the source has them: a row is small, what it was rounded to is no matter.
+    fn rows(&self, module: &str, tokens: &[u32], out: &mut [f32]) -> Result<()> {
+        let spec = self.spec(module)?;
+        let mut values = vec![0f32; spec.num_elements()];
+        self.fill.fill(spec, &mut values)?;
+        let columns = values.len() / spec.shape[0].max(1);
+        for (out, id) in out.chunks_exact_mut(columns.max(1)).zip(tokens) {
+            out.copy_from_slice(&values[*id as usize * columns..][..columns]);
+        }
+        Ok(())
+    }
+
     /// The matrix of a module.
     fn values(&self, module: &str) -> Result<Vec<f32>> {
-        let name = format!("{module}.weight");
-        let Some(spec) = self.specs.iter().find(|spec| spec.name == name) else {
-            return Err(Error::Param { name, reason: "has an adapter but is not in the model's plan".into() });
-        };
+        let spec = self.spec(module)?;
         let mut values = vec![0f32; spec.num_elements()];
         match self.pack.map(|pack| pack.pack(spec, self.fill)).transpose()?.flatten() {
             Some(matrix) => matrix.unpack(0..matrix.dims().0, &mut values),
@@ -93,6 +109,9 @@ impl Fill for AdapterFill<'_> {
             Source::Files(_) => return self.base.fill.fill(spec, out),
             Source::New(random, starts) => (random, starts),
         };
+        if let Some((module, tokens)) = self.plan.token_module(&spec.name) {
+            return self.base.rows(module, tokens, out);
+        }
         match self.plan.adapter_module(&spec.name) {
             Some((module, "lora_magnitude_vector")) => self.base.norms(module, out),
             Some((module, part)) => {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use tallow_nn::{Embedding, Error, ForwardContext, Head, HeadMatrix, Linear, LinearSpec, Lookup, Projection, Result};
 use tallow_ops::{
     LoraWeights, Weight, composed_of, embedding, linear, lora_linear_sum, merge_lora, merged_norms, residual_add,
@@ -167,8 +167,13 @@ impl HeadMatrix for LoraHead {
         if active.is_empty() {
             return Ok(self.weight.clone());
         }
-        if let (true, [lora]) = (self.beside.trained(), active.as_slice()) {
-            return Ok(merge_lora(&self.weight, lora)?.into());
+        match (self.beside.trained(), active.as_slice()) {
+            (false, _) => {}
+            (true, [lora]) => return Ok(merge_lora(&self.weight, lora)?.into()),
+            (true, _) => {
+                let reason = "has several adapters beside a head, one of which is trained: train it alone".into();
+                return Err(Error::Param { name: "ForwardContext::adapters".into(), reason });
+            }
         }
         // Which are active is told by the factors of all of them, zeros included.
         let weights = adapters.unwrap_or(&self.beside.weights);
@@ -186,5 +191,9 @@ impl HeadMatrix for LoraHead {
         }
         *merged = Some((factors, weight.clone()));
         Ok(weight)
+    }
+
+    fn dtype(&self) -> DType {
+        self.weight.dtype()
     }
 }

@@ -43,6 +43,7 @@ mod plan;
 mod save;
 mod set;
 mod start;
+mod tokens;
 
 pub use config::{LoraConfig, LoraInit, Targets};
 pub use error::{Error, Result};

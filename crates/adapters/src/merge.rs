@@ -5,7 +5,7 @@ use tallow_nn::{Error, Fill, ParamSpec, Result};
 use crate::{AdapterPlan, PeftAdapter};
 
 /// Adds the adapter of `spec`'s module, if it has one, to `values`, the base's values of `spec`: `W + w s B A`, and with
-/// magnitudes, whose weight `w` is 1, `m (W + s B A) / |W + s B A|`, row by row. `base_specs` are the parameters of the base.
+/// magnitudes, whose weight `w` is 1, `m (W + s B A) / |W + s B A|`, row by row; rows of tokens that it has take the place of the base's. `base_specs` are the parameters of the base.
 ///
 /// # Errors
 /// If the adapter's values cannot be read.
@@ -18,6 +18,16 @@ pub fn merge_into(
     values: &mut [f32],
 ) -> Result<()> {
     let Some(module) = spec.name.strip_suffix(".weight") else { return Ok(()) };
+    if let Some(tokens) = plan.tokens.get(module) {
+        let rows = crate::tokens::spec(module, spec, tokens.len());
+        let mut theirs = vec![0f32; rows.num_elements()];
+        files.fill(&rows, &mut theirs)?;
+        let columns = rows.shape[1];
+        for (row, id) in theirs.chunks_exact(columns.max(1)).zip(tokens) {
+            values[*id as usize * columns..][..columns].copy_from_slice(row);
+        }
+        return Ok(());
+    }
     let Some(adapted) = plan.modules.get(module) else { return Ok(()) };
     let Some(base) = base_specs.iter().find(|base| base.name == spec.name) else {
         return Err(Error::Param { name: spec.name.clone(), reason: "is not a parameter of the base".into() });

@@ -8,6 +8,7 @@ use tallow_formats::TensorSource;
 use tallow_formats::safetensors::SafetensorsFile;
 use tallow_nn::{Fill, ParamSpec, Role};
 
+use crate::tokens::TOKEN_ROWS;
 use crate::{Adapted, AdapterPlan, Error, LoraConfig, Result, Targets};
 
 /// Settings of an adapter.
@@ -41,6 +42,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "task_type",
     "tallow",
     "ensure_weight_tying",
+    "trainable_token_indices",
 ];
 
 /// A LoRA adapter in files, opened but not yet read.
@@ -166,6 +168,7 @@ impl PeftAdapter {
         let file = &self.weights;
         let by_name: BTreeMap<&str, &ParamSpec> = specs.iter().map(|s| (s.name.as_str(), s)).collect();
         let (mut modules, mut saved, mut used) = (BTreeMap::new(), HashSet::new(), HashSet::new());
+        let mut tokens = BTreeMap::new();
         for name in self.tensors.names() {
             let Some(inner) = name.strip_prefix(PEFT_PREFIX) else {
                 return Err(Error::files(
@@ -173,7 +176,13 @@ impl PeftAdapter {
                     format!("tensor `{name}` does not begin with `{PEFT_PREFIX}`, as PEFT's do"),
                 ));
             };
-            if let Some(at) = inner.rfind(".lora_") {
+            if let Some(module) = inner.strip_suffix(TOKEN_ROWS) {
+                let Some(spec) = by_name.get(format!("{module}.weight").as_str()) else {
+                    return Err(self.foreign(name));
+                };
+                tokens.insert(module.to_owned(), self.tokens_of(name, module, spec)?);
+                used.insert(name.to_owned());
+            } else if let Some(at) = inner.rfind(".lora_") {
                 let (module, part) = (&inner[..at], &inner[at + 1..]);
                 let Some(spec) = by_name.get(format!("{module}.weight").as_str()) else {
                     return Err(self.foreign(name));
@@ -215,7 +224,11 @@ impl PeftAdapter {
             dora: self.flag("use_dora"),
             ..LoraConfig::default()
         };
-        let plan = AdapterPlan { config, modules, saved, compact: vec![] };
+        if tokens.is_empty() && self.config.get("trainable_token_indices").is_some_and(|value| !value.is_null()) {
+            let reason = "`trainable_token_indices` is set but their rows are missing; fetch the adapter again";
+            return Err(Error::files(file, reason));
+        }
+        let plan = AdapterPlan { config, modules, saved, tokens, compact: vec![] };
         self.check_shapes(&plan, specs, &used)?;
         Ok(plan)
     }
@@ -276,6 +289,64 @@ impl PeftAdapter {
         Ok(Adapted { rank, alpha, scale, dora, embedding, dims, stored_transposed })
     }
 
+    /// The tokens whose rows tensor `name` has, the rows of `module` with parameter `spec`.
+    fn tokens_of(&self, name: &str, module: &str, spec: &ParamSpec) -> Result<Vec<u32>> {
+        let file = &self.weights;
+        let key = "trainable_token_indices";
+        let end = module.rsplit_once('.').map_or(module, |(_, end)| end);
+        let list = match self.config.get(key) {
+            Some(Value::Object(map)) => map.get(end).or_else(|| map.get(module)),
+            list => list.filter(|_| spec.role == Role::Embed),
+        };
+        let tokens: Option<Vec<u32>> = list.and_then(|list| serde_json::from_value(list.clone()).ok());
+        let Some(tokens) = tokens.filter(|tokens| !tokens.is_empty()) else {
+            let reason = format!("`{key}` does not say which tokens the rows of tensor `{name}` belong to");
+            return Err(Error::files(&self.dir.join(ADAPTER_CONFIG), reason));
+        };
+        let shape = self.tensors.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        let made_for = self.made_for();
+        if !matches!(spec.role, Role::Embed | Role::Head) || shape[..] != [tokens.len(), spec.shape[1]] {
+            let (n, of) = (tokens.len(), &spec.shape);
+            let reason =
+                format!("tensor `{name}` is {shape:?}, but {n} tokens of `{module}` {of:?} are meant{made_for}");
+            return Err(Error::files(file, reason));
+        }
+        let mut sorted = tokens.clone();
+        sorted.sort_unstable();
+        if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::files(file, format!("tensor `{name}`: token {} is there twice", twice[0])));
+        }
+        match sorted.last() {
+            Some(last) if *last as usize >= spec.shape[0] => {
+                let reason = format!(
+                    "tensor `{name}`: token {last} is not below the {} rows of this model{made_for}",
+                    spec.shape[0]
+                );
+                Err(Error::files(file, reason))
+            }
+            _ => Ok(tokens),
+        }
+    }
+
+    /// How many rows a vocabulary must have for this adapter, where that is more than the model with parameters `specs` has and
+    /// the adapter has the values of all that are new: its tokens were added to the model that it was trained beside.
+    pub fn rows_needed(&self, specs: &[ParamSpec]) -> Option<usize> {
+        let table = |spec: &&ParamSpec| spec.role == Role::Embed;
+        let spec = specs.iter().find(table)?;
+        let (rows, module) = (spec.shape[0], spec.name.strip_suffix(".weight")?);
+        let (_, whole) = self.find(&spec.name);
+        if let Some(&[more, columns]) = whole.map(|info| info.shape.as_slice()) {
+            return (more > rows && columns == spec.shape[1]).then_some(more);
+        }
+        let name = format!("{PEFT_PREFIX}{module}{TOKEN_ROWS}");
+        let tokens = self.config.get("trainable_token_indices")?;
+        let list = tokens.as_array().or_else(|| tokens.get(module.rsplit('.').next()?)?.as_array())?;
+        let mut new: Vec<u64> = list.iter().filter_map(Value::as_u64).filter(|id| *id >= rows as u64).collect();
+        new.sort_unstable();
+        let dense = new.iter().zip(rows as u64..).all(|(id, row)| *id == row);
+        (dense && !new.is_empty() && self.tensors.info(&name).is_some()).then_some(rows + new.len())
+    }
+
     /// Every parameter that the plan asks for is there in its shape, and every tensor is asked for.
     fn check_shapes(&self, plan: &AdapterPlan, specs: &[ParamSpec], used: &HashSet<String>) -> Result<()> {
         let file = &self.weights;
@@ -295,6 +366,7 @@ impl PeftAdapter {
                 wanted.insert(name);
             }
         }
+        wanted.extend(plan.tokens.keys().map(|module| format!("{PEFT_PREFIX}{module}{TOKEN_ROWS}")));
         for spec in specs.iter().filter(|spec| plan.saved.contains(&spec.name)) {
             let (name, info) = self.find(&spec.name);
             if info.is_none_or(|info| info.shape != spec.stored_shape()) {

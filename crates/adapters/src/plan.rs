@@ -7,6 +7,7 @@ use tallow_nn::{Build, Fill, Init, Pack, ParamSpec, Role};
 use tallow_ops::PackedMatrix;
 
 use crate::config::names;
+use crate::tokens::TOKEN_ROWS;
 use crate::{AdapterFactory, Error, LoraConfig, LoraInit, Result, Targets};
 
 /// The adapter of one module.
@@ -34,6 +35,8 @@ pub struct AdapterPlan {
     pub(crate) config: LoraConfig,
     pub(crate) modules: BTreeMap<String, Adapted>,
     pub(crate) saved: HashSet<String>,
+    /// The modules some of whose rows are trained, and of which tokens.
+    pub(crate) tokens: BTreeMap<String, Vec<u32>>,
     /// The modules by the ends of their names, where these name no other.
     pub(crate) compact: Vec<String>,
 }
@@ -93,8 +96,13 @@ impl AdapterPlan {
             let reason = "has an adapter as well; name it in `modules_to_save` or in `targets`, not both";
             return Err(Error::config("modules_to_save", module, reason));
         }
+        let tokens = token_rows(config, specs, &saved)?;
+        if let Some(module) = tokens.keys().find(|module| modules.contains_key(*module)) {
+            let reason = format!("`{module}` has an adapter as well; leave it out of `targets`, or the tokens");
+            return Err(Error::config("tokens", format!("{:?}", config.tokens), reason));
+        }
         let compact = compact(&modules, &known);
-        Ok(Self { config: config.clone(), modules, saved, compact })
+        Ok(Self { config: config.clone(), modules, saved, tokens, compact })
     }
 
     /// The settings.
@@ -112,6 +120,11 @@ impl AdapterPlan {
         self.saved.iter().map(String::as_str)
     }
 
+    /// The modules some of whose rows are trained, and the tokens of these rows.
+    pub fn tokens(&self) -> impl Iterator<Item = (&str, &[u32])> {
+        self.tokens.iter().map(|(module, tokens)| (module.as_str(), tokens.as_slice()))
+    }
+
     /// Whether another plan has the same modules, ranks and scales.
     pub fn is_same(&self, other: &Self) -> bool {
         // Files hold numbers in decimals, which may come back with another last digit.
@@ -124,11 +137,12 @@ impl AdapterPlan {
         self.modules.keys().eq(other.modules.keys())
             && self.modules.values().zip(other.modules.values()).all(|(a, b)| same(a, b))
             && self.saved == other.saved
+            && self.tokens == other.tokens
     }
 
     /// Whether a parameter is trained and saved; the others are frozen.
     pub fn is_trained(&self, spec: &ParamSpec) -> bool {
-        self.saved.contains(&spec.name) || (self.adapter_module(&spec.name).is_some() && !self.is_start(spec))
+        self.saved.contains(&spec.name) || (self.is_own(&spec.name) && !self.is_start(spec))
     }
 
     /// Whether a parameter is where another one started: frozen, but the adapter's and saved with it.
@@ -160,6 +174,17 @@ impl AdapterPlan {
         (plan.config.rank, plan.config.alpha) = (2 * self.config.rank, factor * self.config.alpha);
         plan.modules.values_mut().for_each(|m| (m.rank, m.alpha) = (2 * m.rank, factor * m.alpha));
         plan
+    }
+
+    /// Whether a parameter is the adapter's and not the model's.
+    pub(crate) fn is_own(&self, name: &str) -> bool {
+        self.adapter_module(name).is_some() || self.token_module(name).is_some()
+    }
+
+    /// The module whose rows a parameter has, and their tokens.
+    pub(crate) fn token_module<'a>(&self, name: &'a str) -> Option<(&'a str, &[u32])> {
+        let module = name.strip_suffix(TOKEN_ROWS)?;
+        Some((module, self.tokens.get(module)?.as_slice()))
     }
 
     /// The module and the part (`lora_A.weight`...) of an adapter's parameter.
@@ -232,7 +257,7 @@ struct BaseOnly<'a> {
 
 impl BaseOnly<'_> {
     fn is_base(&self, spec: &ParamSpec) -> bool {
-        !self.plan.saved.contains(&spec.name) && self.plan.adapter_module(&spec.name).is_none()
+        !self.plan.saved.contains(&spec.name) && !self.plan.is_own(&spec.name)
     }
 }
 
@@ -244,6 +269,27 @@ impl Pack for BaseOnly<'_> {
     fn planned_bytes(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<usize>> {
         if self.is_base(spec) { self.pack.planned_bytes(spec) } else { Ok(None) }
     }
+}
+
+/// The tables that `config.tokens` have rows of, but those that are trained whole.
+fn token_rows(config: &LoraConfig, specs: &[ParamSpec], saved: &HashSet<String>) -> Result<BTreeMap<String, Vec<u32>>> {
+    let mut tables = BTreeMap::new();
+    let wrong = |reason: String| Err(Error::config("tokens", format!("{:?}", config.tokens), reason));
+    let mut sorted = config.tokens.clone();
+    sorted.sort_unstable();
+    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return wrong(format!("token {} is there twice", twice[0]));
+    }
+    let Some(last) = sorted.last() else { return Ok(tables) };
+    for spec in specs.iter().filter(|spec| matches!(spec.role, Role::Embed | Role::Head)) {
+        if *last as usize >= spec.shape[0] {
+            return wrong(format!("token {last} is not below the {} rows of `{}`", spec.shape[0], spec.name));
+        }
+        if let Some(module) = spec.name.strip_suffix(".weight").filter(|_| !saved.contains(&spec.name)) {
+            tables.insert(module.to_owned(), config.tokens.clone());
+        }
+    }
+    Ok(tables)
 }
 
 fn adapted(config: &LoraConfig, module: &str, spec: &ParamSpec) -> Result<Adapted> {

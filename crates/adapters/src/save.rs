@@ -153,6 +153,7 @@ fn config_of(plan: &AdapterPlan, base_model: &str) -> Value {
         "modules_to_save": if saved.is_empty() { Value::Null } else { json!(saved) },
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
+        "trainable_token_indices": token_indices(plan),
         "use_rslora": config.rslora,
         "use_dora": plan.modules.values().any(|m| m.dora),
         "fan_in_fan_out": plan.modules.values().any(|m| m.stored_transposed && !m.embedding),
@@ -160,6 +161,17 @@ fn config_of(plan: &AdapterPlan, base_model: &str) -> Value {
         "init_lora_weights": true,
         "inference_mode": true,
     })
+}
+
+/// A list means the embedding; heads of their own are named.
+fn token_indices(plan: &AdapterPlan) -> Value {
+    let end = |module: &str| module.rsplit_once('.').map_or(module, |(_, end)| end).to_owned();
+    let mut tables: Vec<(String, &[u32])> = plan.tokens().map(|(module, tokens)| (end(module), tokens)).collect();
+    match tables.as_slice() {
+        [] => Value::Null,
+        [(name, tokens)] if name != "lm_head" => json!(tokens),
+        _ => Value::Object(tables.drain(..).map(|(name, tokens)| (name, json!(tokens))).collect()),
+    }
 }
 
 /// A whole number as one: PEFT declares `lora_alpha` an integer.

@@ -36,7 +36,7 @@ struct Member {
 /// Adapters of one model, opened but not yet read. Their ranks, modules and settings may differ; the base is held once. With
 /// [`ForwardContext::adapters`](tallow_nn::ForwardContext::adapters) each pass may weigh them differently.
 ///
-/// Modules that an adapter holds whole (`modules_to_save`) stand in for the base's as long as the set is used, whatever the
+/// Modules that an adapter holds whole (`modules_to_save`), and rows of tokens, stand in for the base's as long as the set is used, whatever the
 /// weight: only one adapter may have them, and its weight cannot be 0. DoRA is no sum: it stands alone, with weight 1 or 0.
 pub struct AdapterSet {
     members: Vec<Member>,
@@ -87,10 +87,10 @@ impl AdapterSet {
                 format!("has magnitudes (DoRA), which do not add up with `{other}`; use it alone, or merge it first");
             return Err(Error::config("adapter", &dora.name, reason));
         }
-        let whole: Vec<&Member> = self.members.iter().filter(|m| !m.plan.saved.is_empty()).collect();
+        let whole: Vec<&Member> = self.members.iter().filter(|m| m.holds_values()).collect();
         if let [one, two, ..] = whole.as_slice() {
             let reason = format!(
-                "holds whole modules (modules_to_save) and `{}` as well: only one of those used together may",
+                "holds whole modules (modules_to_save) or rows of tokens, and `{}` as well: only one of those used together may",
                 two.name
             );
             return Err(Error::config("adapter", &one.name, reason));
@@ -128,9 +128,7 @@ impl AdapterSet {
     pub fn holds(&self, spec: &ParamSpec) -> bool {
         self.members.iter().enumerate().any(|(index, Member { files, plan, .. })| {
             let own = spec.name.strip_prefix(&indexed(index, ""));
-            plan.saved.contains(&spec.name)
-                || files.holds_base(spec)
-                || own.is_some_and(|name| plan.adapter_module(name).is_some())
+            plan.saved.contains(&spec.name) || files.holds_base(spec) || own.is_some_and(|name| plan.is_own(name))
         })
     }
 
@@ -152,8 +150,8 @@ impl AdapterSet {
             let dora = member.plan.modules().any(|(_, module)| module.dora);
             let reason = if !weight.is_finite() {
                 "must be a finite number"
-            } else if weight == 0.0 && !member.plan.saved.is_empty() {
-                "it holds whole modules (modules_to_save), which cannot be left out; open the model without it"
+            } else if weight == 0.0 && member.holds_values() {
+                "it holds whole modules (modules_to_save) or rows of tokens, which cannot be left out; open the model without it"
             } else if dora && weight != 0.0 && weight != 1.0 {
                 "an adapter with magnitudes (DoRA) is no sum: its weight can be 1 or 0"
             } else {
@@ -185,8 +183,13 @@ impl AdapterSet {
 }
 
 impl Member {
+    /// Whether it has values of its own in place of the base's, which no weight scales.
+    fn holds_values(&self) -> bool {
+        !self.plan.saved.is_empty() || !self.plan.tokens.is_empty()
+    }
+
     fn saves(&self, module: &str) -> bool {
-        self.plan.saved.contains(&format!("{module}.weight"))
+        self.plan.saved.contains(&format!("{module}.weight")) || self.plan.tokens.contains_key(module)
     }
 }
 
@@ -204,7 +207,7 @@ impl Fill for SetFill<'_> {
                 files.fill(spec, out)?;
                 return self.add(spec, out);
             }
-            let own = spec.name.strip_prefix(&indexed(index, "")).filter(|name| plan.adapter_module(name).is_some());
+            let own = spec.name.strip_prefix(&indexed(index, "")).filter(|name| plan.is_own(name));
             if let Some(own) = own {
                 return files.fill(&ParamSpec { name: own.to_owned(), ..spec.clone() }, out);
             }

@@ -66,7 +66,7 @@ pub fn generate(
     }
     let mut sampler = Sampler::new(options.sampler.clone())?;
     let capacity = limit.min(prompt.len().saturating_add(options.max_tokens));
-    let mut cache = ContiguousCache::new(model.shape().num_layers, capacity, model.head().weight()?.dtype(), device);
+    let mut cache = ContiguousCache::new(model.shape().num_layers, capacity, model.head().dtype(), device);
     let mut history = prompt.to_vec();
     let mut pending = prompt.to_vec();
     let mut finish_reason = FinishReason::Length;
@@ -115,7 +115,7 @@ fn next_logits(
         last = Some(x.narrow(1, t - 1, 1)?);
     }
     let x = last.ok_or(Error::Empty { needed: 1 })?;
-    Ok(head_logits(&x.squeeze(0)?, &model.head().weight_with(adapters.map(|weights| &weights[..]))?)?)
+    Ok(head_logits(&x.squeeze(0)?, model.head().table(adapters.map(|weights| &weights[..]))?.table())?)
 }
 
 /// The model's sliding window applied to what a query sees.

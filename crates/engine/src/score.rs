@@ -43,7 +43,8 @@ pub fn score(model: &dyn Decoder, device: &Device, ids: &[u32], top: usize) -> R
         let x = model.hidden(&Tensor::from_slice(ids, (1, t), device)?, &mut cx)?.squeeze(0)?;
         // The last position predicts a token that is not there; any target does, its log-probability is dropped.
         let targets: Vec<u32> = ids[1..].iter().chain(&ids[..1]).copied().collect();
-        let rows = logprobs_top(&x, &model.head().weight()?, &targets, top)?;
+        let head = model.head().table(None)?;
+        let rows = logprobs_top(&x, head.table(), &targets, top)?;
         let mut logprobs = vec![None];
         logprobs.extend(rows[..t - 1].iter().map(|row| Some(f64::from(row.target))));
         let nll = -logprobs.iter().flatten().sum::<f64>();

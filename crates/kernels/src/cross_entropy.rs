@@ -149,18 +149,18 @@ impl Rows<'_> {
 /// A dtype in which the gradient of logits is handed on.
 pub trait LogitGradients: Element {
     /// Turns `logits [n, v]` into the gradient of the loss of [`Factors`], rounded to this dtype. `rounded` is where it goes if it cannot stay in place.
-    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<Self>) -> &'a [Self];
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<Self>) -> &'a mut [Self];
 }
 
 impl LogitGradients for f32 {
-    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], _: &'a mut Vec<f32>) -> &'a mut [f32] {
         logits.par_chunks_exact_mut(rows.v).enumerate().for_each(|(i, row)| rows.gradient(i, row));
         logits
     }
 }
 
 impl LogitGradients for bf16 {
-    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<bf16>) -> &'a [bf16] {
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<bf16>) -> &'a mut [bf16] {
         rounded.resize(logits.len(), bf16::ZERO);
         let out = rounded.par_chunks_exact_mut(rows.v);
         logits.par_chunks_exact_mut(rows.v).zip(out).enumerate().for_each(|(i, (row, out))| {

@@ -8,7 +8,7 @@ use sha2::Digest;
 use tallow_formats::gguf::{GgmlType, GgufFile};
 use tallow_formats::hf::ModelDir;
 use tallow_formats::{DType, TensorSource};
-use tallow_nn::{Fill, GgmlMatrix, ParamSpec};
+use tallow_nn::{Fill, GgmlMatrix, ParamSpec, Role};
 
 use crate::{Error, ModelConfig, Result, gguf, parse_config};
 
@@ -37,6 +37,8 @@ pub struct Checkpoint {
     unknown_keys: Vec<String>,
     source: Box<dyn TensorSource>,
     naming: Naming,
+    /// Rows of the vocabulary in the files, where the model is to have more.
+    stored_rows: Option<usize>,
 }
 
 impl Checkpoint {
@@ -52,7 +54,15 @@ impl Checkpoint {
         let source = dir.open_weights()?;
         let bare = source.info("wte.weight").is_some();
         let naming = if bare { Naming::HuggingFaceBare } else { Naming::HuggingFace };
-        Ok(Self { path, config: parsed.config, hf_config, unknown_keys: parsed.unknown_keys, source, naming })
+        Ok(Self {
+            path,
+            config: parsed.config,
+            hf_config,
+            unknown_keys: parsed.unknown_keys,
+            source,
+            naming,
+            stored_rows: None,
+        })
     }
 
     /// Opens a GGUF file.
@@ -64,7 +74,8 @@ impl Checkpoint {
         let hf_config = gguf::config_of(&file).map_err(|e| e.in_file(&path))?;
         let parsed = parse_config(&hf_config).map_err(|e| gguf::error_of(e, &file).in_file(&path))?;
         let source = Box::new(file);
-        Ok(Self { path, config: parsed.config, hf_config, unknown_keys: vec![], source, naming: Naming::Gguf })
+        let naming = Naming::Gguf;
+        Ok(Self { path, config: parsed.config, hf_config, unknown_keys: vec![], source, naming, stored_rows: None })
     }
 
     /// The configuration.
@@ -75,6 +86,34 @@ impl Checkpoint {
     /// Sets whether prompts are seen both ways, where an adapter says other than the configuration.
     pub fn set_prefix_lm(&mut self, prefix_lm: bool) {
         self.config.set_prefix_lm(prefix_lm);
+    }
+
+    /// Gives the model `rows` rows for its vocabulary, for tokens that are added to it. New rows of embedding and head are the
+    /// mean of the others, so that a new token is no likelier than the others are on average (Hewitt 2021).
+    ///
+    /// # Errors
+    /// If it has more already.
+    pub fn resize_vocabulary(&mut self, rows: usize) -> Result<()> {
+        let has = self.config.shape().vocab_size;
+        if rows < has {
+            let reason = format!("the model has {has} rows for its vocabulary; they can only become more");
+            return Err(Error::config("vocab_size", reason));
+        }
+        if rows > has {
+            self.stored_rows.get_or_insert(has);
+            let prefix_lm = self.config.shape().prefix_lm;
+            self.hf_config["vocab_size"] = rows.into();
+            self.config = parse_config(&self.hf_config)?.config;
+            self.config.set_prefix_lm(prefix_lm);
+        }
+        Ok(())
+    }
+
+    /// Rows of a table of the vocabulary in the files, where these have fewer than the model.
+    fn fewer_rows(&self, spec: &ParamSpec) -> Option<usize> {
+        let table = matches!(spec.role, Role::Embed | Role::Head) && spec.shape.len() == 2;
+        self.stored_rows
+            .filter(|rows| table && spec.shape[0] == self.config.shape().vocab_size && *rows < spec.shape[0])
     }
 
     /// The configuration with Hugging Face's keys, as the file has it or as its header amounts to.
@@ -132,7 +171,10 @@ impl Checkpoint {
             true => wrong("is missing; fetch the weights again, or is the configuration another model's?".into()),
             false => wrong(format!("is missing (looked for `{name}`); fetch or convert the model again")),
         })?;
-        let expected = if self.naming == Naming::Gguf { spec.shape.clone() } else { spec.stored_shape() };
+        let mut expected = if self.naming == Naming::Gguf { spec.shape.clone() } else { spec.stored_shape() };
+        if let Some(rows) = self.fewer_rows(spec) {
+            expected[0] = rows;
+        }
         if info.shape != expected {
             let hint = if name.contains("embed") || name.contains("lm_head") || name.contains("wte") {
                 "; the vocabulary of the configuration does not match the weights"
@@ -173,6 +215,9 @@ impl Checkpoint {
     pub fn stored_blocks(&self, spec: &ParamSpec) -> tallow_nn::Result<Option<GgmlMatrix>> {
         let Some((name, kind, dims)) = self.stored_kind(spec)? else { return Ok(None) };
         let mut bytes = self.source.bytes(&name)?.to_vec();
+        // Blocks of zeros are zeros in every type.
+        bytes.resize(bytes.len() / dims.0.max(1) * spec.shape[0], 0);
+        let dims = (spec.shape[0], dims.1);
         if let Some(heads) = gguf::permuted_heads(self.config(), &spec.name) {
             gguf::unpermute(&mut bytes, heads, self.source.bytes(&name)?.len() / dims.0);
         }
@@ -196,6 +241,19 @@ impl Checkpoint {
 impl Fill for Checkpoint {
     fn fill(&self, spec: &ParamSpec, out: &mut [f32]) -> tallow_nn::Result<()> {
         let name = self.locate(spec)?;
+        if let Some(rows) = self.fewer_rows(spec) {
+            let columns = spec.shape[1];
+            let (stored, new) = out.split_at_mut(rows * columns);
+            self.source.read_f32(&name, stored)?;
+            let mut mean = vec![0f64; columns];
+            for row in stored.chunks_exact(columns) {
+                mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += f64::from(*x) / rows as f64);
+            }
+            for row in new.chunks_exact_mut(columns) {
+                row.iter_mut().zip(&mean).for_each(|(x, mean)| *x = *mean as f32);
+            }
+            return Ok(());
+        }
         match (self.naming, spec.stored_transposed) {
             (Naming::Gguf, _) => {
                 self.source.read_f32(&name, out)?;

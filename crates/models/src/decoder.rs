@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use tallow_nn::{ForwardContext, Head, Result};
-use tallow_ops::{CrossEntropy, CrossEntropyOptions, Targets, linear, linear_cross_entropy, reshape};
+use tallow_ops::{CrossEntropy, CrossEntropyOptions, Targets, linear_cross_entropy, reshape};
 
 use crate::Shape;
 
@@ -57,14 +57,21 @@ pub trait Decoder: Send + Sync {
     /// As the stages.
     fn logits(&self, ids: &Tensor, cx: &mut ForwardContext) -> Result<Tensor> {
         let x = self.hidden(ids, cx)?;
-        Ok(linear(&x, &self.head().weight_with(cx.adapters.as_deref())?, None)?)
+        self.head().table(cx.adapters.as_deref())?.logits(&x)
     }
 
-    /// The last stage of training: final norm, head and cross-entropy, `x [b, t, c]`, ids of targets `[b, t] u32`.
+    /// The last stage of training: final norm, head and cross-entropy, `x [b, t, c]`, ids of targets `[b, t] u32`; `adapters` are
+    /// [`ForwardContext::adapters`].
     ///
     /// # Errors
     /// If the shapes do not fit or a target is outside the vocabulary.
-    fn loss(&self, x: &Tensor, targets: Targets, options: &CrossEntropyOptions) -> Result<CrossEntropy> {
+    fn loss(
+        &self,
+        x: &Tensor,
+        targets: Targets,
+        options: &CrossEntropyOptions,
+        adapters: Option<&[f32]>,
+    ) -> Result<CrossEntropy> {
         let (b, t, c) = x.dims3()?;
         let Targets { ids, weights } = targets;
         if ids.dims() != [b, t] {
@@ -72,7 +79,7 @@ pub trait Decoder: Send + Sync {
         }
         let x = reshape(&self.final_norm(x)?, (b * t, c))?;
         let targets = Targets { ids: &ids.flatten_all()?, weights };
-        Ok(linear_cross_entropy(&x, &self.head().weight()?, targets, options)?)
+        Ok(linear_cross_entropy(&x, self.head().table(adapters)?.table(), targets, options)?)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use tallow_ops::{Weight, embedding, layer_norm, linear, rms_norm};
+use candle_core::{DType, Tensor};
+use tallow_ops::{ReplacedRows, Table, Weight, composed_of, embedding, layer_norm, linear, rms_norm};
 
 use crate::{ForwardContext, Result};
 
@@ -82,6 +82,11 @@ pub trait Lookup: Debug + Send + Sync {
 
     /// The table `[num, dim]`, without what a wrapper adds.
     fn weight(&self) -> &Weight;
+
+    /// The head that is tied to this table.
+    fn tied_head(&self) -> Head {
+        Head::Plain(self.weight().clone())
+    }
 }
 
 /// A table of vectors, looked up by id.
@@ -91,7 +96,7 @@ pub struct Embedding(Arc<dyn Lookup>);
 impl Embedding {
     /// Over `weight [num, dim]`.
     pub fn new(weight: Weight) -> Self {
-        Self::of(Table(weight))
+        Self::of(Whole(weight))
     }
 
     /// Wraps a lookup.
@@ -107,16 +112,21 @@ impl Embedding {
         self.0.forward(ids, cx)
     }
 
-    /// The table `[num, dim]` (a tied head uses the same weight), without an adapter.
+    /// The table `[num, dim]`, without an adapter.
     pub fn weight(&self) -> &Weight {
         self.0.weight()
+    }
+
+    /// The head that is tied to it: the same weight.
+    pub fn tied_head(&self) -> Head {
+        self.0.tied_head()
     }
 }
 
 #[derive(Debug)]
-struct Table(Weight);
+struct Whole(Weight);
 
-impl Lookup for Table {
+impl Lookup for Whole {
     fn forward(&self, ids: &Tensor, _: &ForwardContext) -> Result<Tensor> {
         Ok(embedding(ids, &self.0)?)
     }
@@ -133,6 +143,9 @@ pub trait HeadMatrix: Debug + Send + Sync {
     /// # Errors
     /// If it cannot be computed.
     fn weight(&self, adapters: Option<&[f32]>) -> Result<Weight>;
+
+    /// Its dtype.
+    fn dtype(&self) -> DType;
 }
 
 /// A language-model head: the matrix `[v, c]` that gives logits.
@@ -140,28 +153,61 @@ pub trait HeadMatrix: Debug + Send + Sync {
 pub enum Head {
     /// As it is; the embedding's own where they are tied.
     Plain(Weight),
+    /// With other rows for some tokens.
+    Replaced(Weight, ReplacedRows),
     /// Computed.
     Of(Arc<dyn HeadMatrix>),
 }
 
-impl Head {
-    /// The matrix `[v, c]`; on the tape, if one records and it has an adapter.
-    ///
-    /// # Errors
-    /// If it cannot be computed.
-    pub fn weight(&self) -> Result<Weight> {
-        self.weight_with(None)
+/// The matrix `[v, c]` of a head as one pass sees it.
+#[derive(Clone, Debug)]
+pub struct HeadTable {
+    weight: Weight,
+    replaced: Option<ReplacedRows>,
+}
+
+impl HeadTable {
+    /// For the ops of a head.
+    pub fn table(&self) -> Table<'_> {
+        Table { weight: &self.weight, replaced: self.replaced.as_ref() }
     }
 
-    /// As [`weight`](Self::weight), for a pass whose [`ForwardContext::adapters`] are these.
+    /// `x [.., c] -> [.., v]`, in the dtype of `x`: all logits, on the tape.
+    ///
+    /// # Errors
+    /// If the shapes or dtypes do not fit.
+    pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        let y = linear(x, &self.weight, None)?;
+        let Some(replaced) = &self.replaced else { return Ok(y) };
+        let theirs = linear(x, replaced.rows(), None)?;
+        let (ids, last) = (Tensor::new(replaced.ids(), x.device())?, y.rank() - 1);
+        Ok(composed_of("head-rows", &[&y, &theirs], |y| {
+            let other = (&y[1] - y[0].contiguous()?.index_select(&ids, last)?)?;
+            y[0].index_add(&ids, &other, last)
+        })?)
+    }
+}
+
+impl Head {
+    /// Its dtype.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Head::Plain(weight) | Head::Replaced(weight, _) => weight.dtype(),
+            Head::Of(matrix) => matrix.dtype(),
+        }
+    }
+
+    /// The matrix `[v, c]` for a pass whose [`ForwardContext::adapters`] are these; on the tape, if one records and it has an
+    /// adapter.
     ///
     /// # Errors
     /// If it cannot be computed.
-    pub fn weight_with(&self, adapters: Option<&[f32]>) -> Result<Weight> {
-        match self {
-            Head::Plain(weight) => Ok(weight.clone()),
-            Head::Of(matrix) => matrix.weight(adapters),
-        }
+    pub fn table(&self, adapters: Option<&[f32]>) -> Result<HeadTable> {
+        Ok(match self {
+            Head::Plain(weight) => HeadTable { weight: weight.clone(), replaced: None },
+            Head::Replaced(weight, rows) => HeadTable { weight: weight.clone(), replaced: Some(rows.clone()) },
+            Head::Of(matrix) => HeadTable { weight: matrix.weight(adapters)?, replaced: None },
+        })
     }
 }
 

@@ -41,7 +41,7 @@ pub use cache::{ContiguousCache, KvCache};
 pub use context::{DropoutContext, ForwardContext, site};
 pub use error::{Error, Result};
 pub use factory::{Build, LayerFactory, LinearSpec, plan_params};
-pub use layers::{Embedding, Head, HeadMatrix, LayerNorm, Linear, Lookup, Norm, Projection, RmsNorm};
+pub use layers::{Embedding, Head, HeadMatrix, HeadTable, LayerNorm, Linear, Lookup, Norm, Projection, RmsNorm};
 pub use mlp::{Activation, GatedMlp, Mlp};
 pub use packed::GgmlMatrix;
 pub use param::{Init, ParamSpec, Role};

@@ -8,10 +8,10 @@ use tallow_kernels::simd;
 
 use crate::gradients::{Backward, Gradients, Saved, Saves};
 use crate::head_rows::{HeadRows, unpacked_rows};
-use crate::operand::{Scalar, check_dtype, composed, mutate, on_cpu, view, with_dtype};
+use crate::operand::{Scalar, check_dtype, mutate, on_cpu, view, with_dtype};
 use crate::tape::{composed_of, dense, finish, is_tracked};
 use crate::trace::{self, Cost};
-use crate::{Weight, reference};
+use crate::{ReplacedRows, Table, Weight, reference};
 
 /// The target of a position that predicts nothing.
 pub const IGNORE_INDEX: u32 = u32::MAX;
@@ -70,7 +70,8 @@ pub struct CrossEntropy {
 /// `scale * sum over i of w_i ((1 - s) (lse_i - logit_i[target_i]) + s (lse_i - mean of logit_i) + z lse_i^2)` with
 /// `logits = x W^T`, `lse` their log-sum-exp, `s` the label smoothing.
 ///
-/// `x [n, c]` and `weight [v, c]` of one dtype, f32 or bf16; target ids `[n]` u32. Logits are f32, a chunk of rows at a time.
+/// `x [n, c]` and `W`, the table `[v, c]`, of one dtype, f32 or bf16; target ids `[n]` u32. Logits are f32, a chunk of rows at a
+/// time.
 ///
 /// **Terminal.** The gradients of `x` and of a weight with a slot are computed here, while a chunk's logits exist, and the
 /// slot has received its own when this returns. Backward must start from the loss itself: any other gradient than 1
@@ -79,14 +80,14 @@ pub struct CrossEntropy {
 /// # Errors
 /// If a target is neither ignored nor below `v`, a weight or the smoothing is out of range, or shapes, dtypes or devices do
 /// not fit.
-pub fn linear_cross_entropy<'a>(
+pub fn linear_cross_entropy<'a, 'b>(
     x: &Tensor,
-    weight: &Weight,
+    table: impl Into<Table<'b>>,
     targets: impl Into<Targets<'a>>,
     options: &CrossEntropyOptions,
 ) -> Result<CrossEntropy> {
-    let targets = targets.into();
-    let (n, c, v) = check("linear_cross_entropy", x, weight)?;
+    let (table, targets) = (table.into(), targets.into());
+    let (n, c, v) = check("linear_cross_entropy", x, table)?;
     if targets.ids.dims() != [n] || targets.ids.dtype() != DType::U32 {
         bail!("linear_cross_entropy: x {:?} needs u32 targets [{n}], got {:?}", x.shape(), targets.ids.shape())
     }
@@ -106,7 +107,7 @@ pub fn linear_cross_entropy<'a>(
     if !on_cpu(x) {
         let mut made = None;
         let loss = composed_of("linear-cross-entropy", &[x], |x| {
-            let made_of = reference::linear_cross_entropy(&x[0], &composed(weight)?, targets, options)?;
+            let made_of = reference::linear_cross_entropy(&x[0], &table.composed()?, targets, options)?;
             made = Some((made_of.nll_sum, made_of.weight_sum, made_of.num_targets));
             Ok(made_of.loss)
         })?;
@@ -117,14 +118,15 @@ pub fn linear_cross_entropy<'a>(
     let job = Job { n, c, v, targets: &ids, weights: targets.weights, chunk, options };
     let x = dense(x)?;
     let _span = trace::op("linear-cross-entropy", || {
-        let products = if is_tracked(&x) || weight.needs_grad() { 6.0 } else { 2.0 };
+        let products = if is_tracked(&x) || table.weight.needs_grad() { 6.0 } else { 2.0 };
         let size = x.dtype().size_in_bytes();
         Cost { flops: products * (n * c) as f64 * v as f64, bytes: (2 * size * n * c + (size + 8) * v * c) as f64 }
     });
-    with_dtype!("linear_cross_entropy", x.dtype(), T => job.run::<T>(&x, weight))
+    with_dtype!("linear_cross_entropy", x.dtype(), T => job.run::<T>(&x, table))
 }
 
-fn check(op: &str, x: &Tensor, weight: &Weight) -> Result<(usize, usize, usize)> {
+fn check(op: &str, x: &Tensor, table: Table) -> Result<(usize, usize, usize)> {
+    let weight = table.weight;
     let (xs, ws) = (x.shape(), weight.shape());
     let (&[n, c], &[v, width]) = (xs.dims(), ws.dims()) else {
         bail!("{op}: expected x [n, c] and a weight [v, c], got {xs:?} and {ws:?}")
@@ -136,6 +138,7 @@ fn check(op: &str, x: &Tensor, weight: &Weight) -> Result<(usize, usize, usize)>
     if x.dtype() != weight.dtype() || !x.device().same_device(weight.device()) {
         bail!("{op}: x {:?} and weight {:?} must share dtype and device", x.dtype(), weight.dtype())
     }
+    table.check(op)?;
     Ok((n, c, v))
 }
 
@@ -188,33 +191,45 @@ struct Sums {
 }
 
 impl Job<'_> {
-    fn run<T: Scalar>(&self, x: &Tensor, weight: &Weight) -> Result<CrossEntropy> {
-        HeadRows::<T>::with(weight, |head| self.run_with(x, weight, head))
+    fn run<T: Scalar>(&self, x: &Tensor, table: Table) -> Result<CrossEntropy> {
+        HeadRows::<T>::with(table, |head| self.run_with(x, table, head))
     }
 
-    fn run_with<T: Scalar>(&self, x: &Tensor, weight: &Weight, head: &HeadRows<T>) -> Result<CrossEntropy> {
+    fn run_with<T: Scalar>(&self, x: &Tensor, table: Table, head: &HeadRows<T>) -> Result<CrossEntropy> {
         let (xs, xl) = x.storage_and_layout();
         let x_values = view::<T>(&xs, xl)?;
         let mut dx = is_tracked(x).then(|| unspecified(self.n * self.c));
+        let weight = table.weight;
+        let rows = table.replaced.map(ReplacedRows::rows);
+        let mut drows = rows.filter(|rows| rows.needs_grad()).map(|rows| vec![0f32; rows.shape().elem_count()]);
         let (sums, dw) = match (weight.needs_grad(), weight.grad()) {
             (true, Some(slot)) => {
-                let sums = mutate(slot, |dw| self.chunks(x_values, head, dx.as_deref_mut(), Some(dw)))?;
+                let drows = drows.as_deref_mut();
+                let sums = mutate(slot, |dw| self.chunks(x_values, head, dx.as_deref_mut(), Some(dw), drows))?;
                 (sums, None)
             }
             (true, _) => {
                 let mut dw = vec![0f32; self.v * self.c];
-                (self.chunks(x_values, head, dx.as_deref_mut(), Some(&mut dw))?, Some(dw))
+                let sums = self.chunks(x_values, head, dx.as_deref_mut(), Some(&mut dw), drows.as_deref_mut())?;
+                (sums, Some(dw))
             }
-            (false, _) => (self.chunks(x_values, head, dx.as_deref_mut(), None)?, None),
+            (false, _) => (self.chunks(x_values, head, dx.as_deref_mut(), None, drows.as_deref_mut())?, None),
         };
+        if let (Some(slot), Some(drows)) = (rows.and_then(Weight::grad), &drows) {
+            mutate(slot, |sum: &mut [f32]| {
+                sum.iter_mut().zip(drows).for_each(|(sum, x)| *sum += x);
+                Ok(())
+            })?;
+        }
+        let weights: Vec<Weight> = table.weights().cloned().collect();
+        let slot_is_added_to = weights.iter().any(|weight| weight.grad().is_some() && weight.needs_grad());
+        let on_tape =
+            |sum: Option<Vec<f32>>, of: Option<&Weight>| sum.filter(|_| of.is_some_and(|w| w.grad().is_none()));
+        let sums_on_tape = [on_tape(dw, Some(weight)), on_tape(drows, rows)];
         let &CrossEntropyOptions { scale, z_loss, label_smoothing: s, .. } = self.options;
         let value = scale * ((1.0 - s) * sums.nll + s * sums.spread + z_loss * sums.lse_squares);
-        let op = Loss {
-            weight: weight.clone(),
-            dx: dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?,
-            dw,
-            slot_is_added_to: weight.grad().is_some() && weight.needs_grad(),
-        };
+        let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
+        let op = Loss { weights, dx, sums_on_tape, slot_is_added_to };
         let loss = finish(op, &[x], CpuStorage::F32(vec![value as f32]), ())?;
         Ok(CrossEntropy { loss, nll_sum: sums.nll, weight_sum: sums.weights, num_targets: sums.targets })
     }
@@ -225,6 +240,7 @@ impl Job<'_> {
         head: &HeadRows<T>,
         mut dx: Option<&mut [T]>,
         mut dw: Option<&mut [f32]>,
+        mut drows: Option<&mut [f32]>,
     ) -> Result<Sums> {
         let (level, &Self { n, c, v, chunk, options, .. }) = (simd::level(), self);
         let mut logits = unspecified(chunk.min(n) * v);
@@ -247,7 +263,7 @@ impl Job<'_> {
                 sums.weights += w;
                 sums.targets += 1;
             }
-            if dx.is_none() && dw.is_none() {
+            if dx.is_none() && dw.is_none() && drows.is_none() {
                 continue;
             }
             let factors = Factors {
@@ -257,8 +273,12 @@ impl Job<'_> {
             };
             let rows_of = Rows { level, v, targets, ignore: options.ignore_index, losses, weights, factors };
             let g = T::logit_gradients(&rows_of, logits, &mut rounded);
+            let apart = head.take_apart(v, g);
             if let Some(dx) = dx.as_deref_mut() {
-                head.input_gradient((rows, c, v), g, &mut dx[start * c..][..rows * c])?;
+                head.input_gradient((rows, c, v), g, apart.as_ref(), &mut dx[start * c..][..rows * c])?;
+            }
+            if let (Some(drows), Some(apart)) = (drows.as_deref_mut(), &apart) {
+                head.rows_gradient((rows, c), apart, x, drows);
             }
             if let Some(dw) = dw.as_deref_mut() {
                 T::tn_add(v, c, rows, g, x, dw);
@@ -270,10 +290,11 @@ impl Job<'_> {
 
 /// The gradients that were computed with the loss.
 struct Loss {
-    weight: Weight,
+    /// The matrix, and the rows that stand in for some of its.
+    weights: Vec<Weight>,
     dx: Option<Tensor>,
-    /// Of a weight on candle's tape.
-    dw: Option<Vec<f32>>,
+    /// Of each that is on candle's tape.
+    sums_on_tape: [Option<Vec<f32>>; 2],
     slot_is_added_to: bool,
 }
 
@@ -283,7 +304,7 @@ impl Backward for Loss {
     }
 
     fn weights(&self) -> Vec<&Weight> {
-        vec![&self.weight]
+        self.weights.iter().collect()
     }
 
     fn saves(&self) -> Saves {
@@ -311,8 +332,10 @@ impl Backward for Loss {
             let dx = if dy == 1.0 { dx.clone() } else { (dx * f64::from(dy))? };
             grads.pass(0, &dx)?;
         }
-        if let Some(dw) = &self.dw {
-            grads.weight(0, |sum| sum.iter_mut().zip(dw).for_each(|(sum, dw)| *sum += dy * dw))?;
+        for (i, dw) in self.sums_on_tape.iter().enumerate() {
+            if let Some(dw) = dw {
+                grads.weight(i, |sum| sum.iter_mut().zip(dw).for_each(|(sum, dw)| *sum += dy * dw))?;
+            }
         }
         Ok(())
     }
@@ -328,12 +351,18 @@ pub struct TopLogprobs {
 }
 
 /// Log-probability of `targets` (`n` ids) and the `k` most likely tokens at each row of `x [n, c]` under the head
-/// `weight [v, c]`, both f32 or bf16; logits in f32, a chunk of rows at a time. Nothing is recorded.
+/// `table [v, c]`, both f32 or bf16; logits in f32, a chunk of rows at a time. Nothing is recorded.
 ///
 /// # Errors
 /// If a target is not below `v`, or shapes, dtypes or devices do not fit.
-pub fn logprobs_top(x: &Tensor, weight: &Weight, targets: &[u32], k: usize) -> Result<Vec<TopLogprobs>> {
-    let (n, c, v) = check("logprobs_top", x, weight)?;
+pub fn logprobs_top<'a>(
+    x: &Tensor,
+    table: impl Into<Table<'a>>,
+    targets: &[u32],
+    k: usize,
+) -> Result<Vec<TopLogprobs>> {
+    let table = table.into();
+    let (n, c, v) = check("logprobs_top", x, table)?;
     if targets.len() != n {
         bail!("logprobs_top: {} targets for {n} rows", targets.len())
     }
@@ -344,7 +373,7 @@ pub fn logprobs_top(x: &Tensor, weight: &Weight, targets: &[u32], k: usize) -> R
     let chunk = chunk_rows(v);
     for start in (0..n).step_by(chunk) {
         let rows = chunk.min(n - start);
-        let logits = logits(&x.detach().narrow(0, start, rows)?, weight, (rows, c, v))?;
+        let logits = logits(&x.detach().narrow(0, start, rows)?, table, (rows, c, v))?;
         let mut lse = vec![0f32; rows];
         kernels::log_sum_exp_rows(simd::level(), &logits, v, &mut lse);
         let rows = logits.par_chunks_exact(v).zip(&lse).zip(&targets[start..start + rows]);
@@ -356,28 +385,29 @@ pub fn logprobs_top(x: &Tensor, weight: &Weight, targets: &[u32], k: usize) -> R
     Ok(all)
 }
 
-/// Logits of `x [n, c]` under the head `weight [v, c]`, both f32 or bf16, as f32 `[n * v]`, row by row: not rounded to the
+/// Logits of `x [n, c]` under the head `table [v, c]`, both f32 or bf16, as f32 `[n * v]`, row by row: not rounded to the
 /// compute dtype, so that sampling sees what [`logprobs_top`] reports. Nothing is recorded.
 ///
 /// # Errors
 /// If shapes, dtypes or devices do not fit.
-pub fn head_logits(x: &Tensor, weight: &Weight) -> Result<Vec<f32>> {
-    let sizes = check("head_logits", x, weight)?;
-    logits(&x.detach(), weight, sizes)
+pub fn head_logits<'a>(x: &Tensor, table: impl Into<Table<'a>>) -> Result<Vec<f32>> {
+    let table = table.into();
+    let sizes = check("head_logits", x, table)?;
+    logits(&x.detach(), table, sizes)
 }
 
-fn logits(x: &Tensor, weight: &Weight, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {
+fn logits(x: &Tensor, table: Table, (n, c, v): (usize, usize, usize)) -> Result<Vec<f32>> {
     if !on_cpu(x) {
-        return reference::linear(x, &weight.value()?, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
+        return reference::linear(x, &table.composed()?.detach(), None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1();
     }
-    fn run<T: Scalar>(x: &Tensor, w: &Weight, sizes: (usize, usize, usize)) -> Result<Vec<f32>> {
+    fn run<T: Scalar>(x: &Tensor, table: Table, sizes: (usize, usize, usize)) -> Result<Vec<f32>> {
         let (xs, xl) = x.storage_and_layout();
         let mut logits = unspecified(sizes.0 * sizes.2);
-        HeadRows::<T>::with(w, |head| head.logits(sizes, view::<T>(&xs, xl)?, &mut logits))?;
+        HeadRows::<T>::with(table, |head| head.logits(sizes, view::<T>(&xs, xl)?, &mut logits))?;
         Ok(logits)
     }
     let x = dense(x)?;
-    with_dtype!("logprobs_top", x.dtype(), T => run::<T>(&x, weight, (n, c, v)))
+    with_dtype!("logprobs_top", x.dtype(), T => run::<T>(&x, table, (n, c, v)))
 }
 
 /// Ids of the `k` largest values, largest first, equal ones by id.

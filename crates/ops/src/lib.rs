@@ -42,6 +42,7 @@ mod operand;
 mod optimizer;
 pub mod reference;
 mod rope;
+mod table;
 mod tape;
 pub mod trace;
 mod weight;
@@ -62,6 +63,7 @@ pub use lora::{LoraWeights, lora_linear, lora_linear_sum, merge_lora, merged_nor
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamWBuckets, AdamWParams, adamw_step, all_finite, cast_to_bf16, fill_zero, global_sq_norm};
 pub use rope::{RopeLayout, RopeTable, rope};
+pub use table::{ReplacedRows, Table};
 pub use tallow_kernels::four_bit::{FourBit, FourBitError, Kind as FourBitKind};
 pub use tallow_kernels::rng::{fill_normal, fill_uniform, stream_of};
 pub use tape::{Tape, composed_of, constant, narrow, record, reshape};

@@ -119,6 +119,9 @@ fn check(
     if let Some(name) = plan.saved().min() {
         return wrong(format!("holds `{name}` whole, which an adapter of llama.cpp cannot; {MERGE}"));
     }
+    if let Some((module, _)) = plan.tokens().next() {
+        return wrong(format!("holds rows of tokens of `{module}`, which an adapter of llama.cpp cannot; {MERGE}"));
+    }
     for (module, adapted) in plan.modules() {
         if adapted.dora {
             return wrong(format!("`{module}` has magnitudes (DoRA), which llama.cpp does not know; {MERGE}"));

@@ -225,13 +225,23 @@ pub fn open_adapted(model: &str, adapters: &[NamedAdapter], dtype: Dtype) -> Res
 /// cannot be used together.
 pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
     let OpenFiles { mut checkpoint, mut tokenizer } = open_files(model)?;
-    let config = checkpoint.config();
-    let (_, base) = plan_params(|b| config.build(b))?;
+    let (_, base) = plan_params(|b| checkpoint.config().build(b))?;
     checkpoint.check(&base)?;
     let mut files = vec![];
     for adapter in how.adapters {
         files.push((adapter.clone(), open_adapter(&adapter.path, checkpoint.config(), &base)?));
     }
+    let mut notices = vec![];
+    let base = match files.iter().filter_map(|(a, files)| Some((files.rows_needed(&base)?, a))).max_by_key(|x| x.0) {
+        None => base,
+        Some((rows, adapter)) => {
+            let (has, path) = (checkpoint.config().shape().vocab_size, checkpoint.path().display());
+            let name = &adapter.name;
+            notices.push(format!("note: {name} adds tokens: the vocabulary of {path} grows from {has} rows to {rows}"));
+            checkpoint.resize_vocabulary(rows)?;
+            plan_params(|b| checkpoint.config().build(b))?.1
+        }
+    };
     for (adapter, files) in &files {
         let note = files.notes().and_then(|notes| notes.get("prefix_lm"));
         if note.is_some_and(|note| !note.is_boolean()) {
@@ -239,7 +249,7 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
             return Err(Error::Merge { path: adapter.path.clone(), reason });
         }
     }
-    let own_prefix_lm = config.shape().prefix_lm;
+    let own_prefix_lm = checkpoint.config().shape().prefix_lm;
     let prefix_lm = agreed(&files, own_prefix_lm, |files| {
         files.notes().and_then(|notes| notes.get("prefix_lm")).and_then(Value::as_bool).unwrap_or(own_prefix_lm)
     });
@@ -255,7 +265,6 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
         Dtype::Bf16 => DType::BF16,
     };
     let options = StoreOptions::frozen(dtype, device.clone());
-    let mut notices = vec![];
     let (store, decoder, set, quantization) = if files.is_empty() {
         let store = ParamStore::new(base, &options, &checkpoint)?;
         let decoder = store.build(|b| config.build(b))?;
@@ -266,7 +275,7 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
             Base::Original => None,
         };
         if pack.is_none() {
-            notices = other_weights(&files, &checkpoint);
+            notices.extend(other_weights(&files, &checkpoint));
         }
         let set = AdapterSet::new(files, &base, &checkpoint)?;
         let (_, specs) = plan_params(|b| set.build(b, |b| config.build(b)))?;

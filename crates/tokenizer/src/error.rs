@@ -25,6 +25,14 @@ pub enum Error {
         /// What is wrong, naming the key, token or line.
         reason: String,
     },
+    /// A token that cannot be added.
+    #[error("token {token:?} {reason}")]
+    AddedToken {
+        /// The token.
+        token: String,
+        /// Why not.
+        reason: String,
+    },
     /// A path holds nothing that this crate can read as a tokenizer.
     #[error(
         "{path}: not a tokenizer; expected tokenizer.json (or a folder holding one), a SentencePiece .model, or a \

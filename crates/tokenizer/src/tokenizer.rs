@@ -313,6 +313,38 @@ impl Tokenizer {
         Self { inner: self.inner.clone(), chat_templates: Arc::new(Some(template.into()).into()) }
     }
 
+    /// The same tokenizer with these tokens behind its vocabulary, found in text as they are written; they are not special. Their
+    /// ids follow the largest there is.
+    ///
+    /// # Errors
+    /// If one is empty, is a token already, or is there twice.
+    pub fn with_added_tokens<S: AsRef<str>>(&self, tokens: &[S]) -> Result<Self> {
+        let mut json = self.to_json()?;
+        let list = &mut json["added_tokens"];
+        if list.is_null() {
+            *list = Value::Array(vec![]);
+        }
+        for (id, token) in (self.vocab_size()..).zip(tokens) {
+            let token = token.as_ref();
+            if token.is_empty() || self.token_to_id(token).is_some() {
+                let reason = if token.is_empty() { "is empty" } else { "is a token of this tokenizer already" };
+                return Err(Error::AddedToken { token: token.to_owned(), reason: reason.into() });
+            }
+            if tokens[..id - self.vocab_size()].iter().any(|other| other.as_ref() == token) {
+                return Err(Error::AddedToken { token: token.to_owned(), reason: "is to be added twice".into() });
+            }
+            if let Some(list) = list.as_array_mut() {
+                list.push(serde_json::json!({
+                    "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": false,
+                }));
+            }
+        }
+        let spec = Spec::new(json, Path::new("tokenizer.json"))?;
+        let roles = Roles { stated: true, ..*self.roles() };
+        Self::build_with_pre(spec, roles, self.chat_templates().clone(), self.pre_tokenizer())
+    }
+
     /// The tokens that are found in text before the model sees it.
     pub(crate) fn added_tokens(&self) -> Result<Vec<AddedToken>> {
         crate::spec::added_tokens(&self.inner.json)

@@ -118,8 +118,8 @@ pub fn forward_backward(
     let blocks_train = step.first_stage <= model.shape().num_layers;
     let inputs: &[&Tensor] = if blocks_train { &[&x] } else { &[] };
     let (head, tape) = record(inputs, || match blocks_train {
-        true => model.loss(&x, targets, options),
-        false => model.loss(&constant(&x)?, targets, options),
+        true => model.loss(&x, targets, options, cx.adapters.as_deref()),
+        false => model.loss(&constant(&x)?, targets, options, cx.adapters.as_deref()),
     })?;
     let sums = LossSums { nll: head.nll_sum, weight: head.weight_sum, targets: head.num_targets };
     drop((x, span));
@@ -164,7 +164,7 @@ pub fn evaluate(model: &dyn Decoder, ids: &Tensor, targets: Targets, cx: &mut Fo
         for index in 0..model.shape().num_layers {
             x = model.block(index, &x, cx)?;
         }
-        let loss = model.loss(&x, targets, &CrossEntropyOptions::default())?;
+        let loss = model.loss(&x, targets, &CrossEntropyOptions::default(), cx.adapters.as_deref())?;
         Ok(LossSums { nll: loss.nll_sum, weight: loss.weight_sum, targets: loss.num_targets })
     })
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sha2::Digest;
-use tallow_adapters::AdapterPlan;
+use tallow_adapters::{AdapterPlan, LoraConfig};
 use tallow_data::{CacheOptions, EncodeChat, Loader, LoaderOptions, PrepareOptions, TokenDataset, cached_prepare};
 use tallow_models::{Checkpoint, ModelConfig, Preset, QuantizedBase, parse_config_strict};
 use tallow_nn::{Fill, Pack, ParamSpec, RandomInit, plan_params};
@@ -73,7 +73,7 @@ impl Run {
     /// # Errors
     /// For anything missing, malformed or contradictory.
     pub fn prepare(config: RunConfig, base: &Path, how: PrepareRun) -> Result<Self> {
-        let PrepareRun { from, peak_flops, resume, progress } = how;
+        let PrepareRun { mut from, peak_flops, resume, progress } = how;
         config.validate()?;
         let output = RunConfig::at(base, config.output.as_deref().unwrap_or(Path::new("")));
         if !resume {
@@ -82,6 +82,8 @@ impl Run {
         let silent: &mut dyn FnMut(&str) = &mut |_| ();
         let progress = progress.unwrap_or(silent);
         let tokenizer = tokenizer(&config, base, from.as_ref())?;
+        let mut notices = vec![];
+        let tokenizer = add_tokens(&config, tokenizer, from.as_mut(), &mut notices)?;
         let conversations = match config.objective.kind {
             ObjectiveKind::Causal => None,
             ObjectiveKind::Sft | ObjectiveKind::Prefix => Some(Conversations::new(&config, base, tokenizer.as_ref())?),
@@ -97,7 +99,6 @@ impl Run {
                 (train, (!valid.is_empty()).then(|| open("data.valid", valid)).transpose()?)
             }
         };
-        let mut notices = vec![];
         if conversations.is_some() {
             notices.extend(conversations::left_out("data.train", &train));
             notices.extend(validation.iter().flat_map(|valid| conversations::left_out("data.valid", valid)));
@@ -126,7 +127,11 @@ impl Run {
             from.checkpoint.check(&base_specs)?;
         }
         let adapter = match &config.adapter {
-            Some(section) => Some(AdapterPlan::new(&section.lora()?, &base_specs).map_err(adapter_error)?),
+            Some(section) => {
+                let tokens = token_ids(&config, section, tokenizer.as_ref())?;
+                let lora = LoraConfig { tokens, ..section.lora()? };
+                Some(AdapterPlan::new(&lora, &base_specs).map_err(adapter_error)?)
+            }
             None => None,
         };
         let specs = match &adapter {
@@ -378,6 +383,66 @@ fn tokenizer(config: &RunConfig, base: &Path, from: Option<&From>) -> Result<Opt
         Some(Err(reason)) => Err(Error::config("tokenizer.path", "(missing)", format!("and model.from: {reason}"))),
         None => Ok(None),
     }
+}
+
+/// The tokenizer with `tokenizer.add_tokens`, for which the existing model gets rows where it has none to spare.
+fn add_tokens(
+    config: &RunConfig,
+    tokenizer: Option<Tokenizer>,
+    from: Option<&mut From>,
+    notices: &mut Vec<String>,
+) -> Result<Option<Tokenizer>> {
+    let added = &config.tokenizer.add_tokens;
+    if added.is_empty() {
+        return Ok(tokenizer);
+    }
+    let shown = format!("{added:?}");
+    let Some(tokenizer) = tokenizer else {
+        return Err(Error::config(
+            "tokenizer.add_tokens",
+            shown,
+            "needs a tokenizer to add them to: set tokenizer.path",
+        ));
+    };
+    let before = tokenizer.vocab_size();
+    let with = tokenizer.with_added_tokens(added).map_err(|error| match error {
+        tallow_tokenizer::Error::AddedToken { token, reason } => {
+            let way_out = match config.adapter {
+                Some(_) => "; rows of tokens that there are can be trained: adapter.train_tokens",
+                None => "",
+            };
+            Error::config("tokenizer.add_tokens", format!("{token:?}"), reason + way_out)
+        }
+        other => other.into(),
+    })?;
+    let ids = format!("{} tokens are added, ids {before} to {}", added.len(), with.vocab_size() - 1);
+    match from.map(|from| (from.checkpoint.config().shape().vocab_size, from)) {
+        Some((rows, from)) if with.vocab_size() > rows => {
+            from.checkpoint.resize_vocabulary(with.vocab_size())?;
+            notices
+                .push(format!("note: {ids}; the model's vocabulary grows from {rows} rows to {}", with.vocab_size()));
+        }
+        Some((rows, _)) => notices.push(format!("note: {ids}, which are rows that the model has to spare ({rows})")),
+        None => {}
+    }
+    Ok(Some(with))
+}
+
+/// The ids of the tokens whose rows are trained beside an adapter.
+fn token_ids(config: &RunConfig, section: &AdapterSection, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+    let mut ids: Vec<u32> = vec![];
+    let added = config.tokenizer.add_tokens.iter().map(|token| ("tokenizer.add_tokens", token));
+    for (key, token) in added.chain(section.train_tokens.iter().map(|token| ("adapter.train_tokens", token))) {
+        match tokenizer.and_then(|tokenizer| tokenizer.token_to_id(token)) {
+            Some(id) if !ids.contains(&id) => ids.push(id),
+            Some(_) => return Err(Error::config(key, format!("{token:?}"), "is there twice")),
+            None => {
+                let reason = "is no token of the tokenizer; tokenizer.add_tokens adds one";
+                return Err(Error::config(key, format!("{token:?}"), reason));
+            }
+        }
+    }
+    Ok(ids)
 }
 
 /// Opens folders of shards; prepares raw text first.

@@ -227,7 +227,7 @@ impl Gpt2 {
         let last = 1 + shape.num_layers;
         let ln_f = model.stage(last).layer_norm("ln_f", shape.hidden_size, config.layer_norm_epsilon)?;
         let lm_head = match config.tie_word_embeddings {
-            true => Head::Plain(wte.weight().clone()),
+            true => wte.tied_head(),
             false => b.stage(last).head("lm_head", shape.vocab_size, shape.hidden_size)?,
         };
         Ok(Self { shape, wte, wpe, layers, ln_f, lm_head, embd_pdrop: config.embd_pdrop })

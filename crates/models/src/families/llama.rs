@@ -348,7 +348,7 @@ impl Llama {
         let last = 1 + shape.num_layers;
         let norm = model.stage(last).rms_norm("norm", hidden, config.rms_norm_eps)?;
         let lm_head = match config.tie_word_embeddings {
-            true => Head::Plain(embed_tokens.weight().clone()),
+            true => embed_tokens.tied_head(),
             false => b.stage(last).head("lm_head", vocab, hidden)?,
         };
         Ok(Self { shape, embed_tokens, layers, norm, lm_head, residual_dropout: config.residual_dropout })

@@ -38,6 +38,9 @@ documented! {
         pub init: InitSetting,
         /// Modules that are trained whole and saved with the adapter, e.g. `["lm_head"]`.
         pub modules_to_save: Vec<String>,
+        /// Tokens whose rows of the embedding (and of the head) are trained and saved with the adapter, e.g. `["<|im_start|>"]`;
+        /// those of `tokenizer.add_tokens` are in any case.
+        pub train_tokens: Vec<String>,
         /// Learning rate of the second matrix over that of the first (LoRA+, Hayou et al. 2024); 1 for plain LoRA.
         pub lr_ratio: f64,
         /// How the frozen projections are kept: `none`, `nf4` or `fp4` (QLoRA, Dettmers et al. 2023; 4 bits as bitsandbytes
@@ -68,6 +71,7 @@ impl Default for AdapterSection {
             rslora: false,
             init: InitSetting::Kaiming,
             modules_to_save: vec![],
+            train_tokens: vec![],
             lr_ratio: 1.0,
             quantize: Quantization::None,
             quantize_embeddings: None,
@@ -143,6 +147,8 @@ impl AdapterSection {
             rslora: self.rslora,
             dora: self.kind == AdapterKind::Dora,
             modules_to_save: self.modules_to_save.clone(),
+            // Their ids are the tokenizer's to say.
+            tokens: vec![],
             init: match self.init {
                 InitSetting::Kaiming => LoraInit::Kaiming,
                 InitSetting::Gaussian => LoraInit::Gaussian,
