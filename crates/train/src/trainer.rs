@@ -245,7 +245,7 @@ impl Trainer {
     fn overflown(&self, error: Error) -> Error {
         let Error::Audit { parameter, reason } = &error else { return error };
         match largest_weight(&self.store) {
-            Ok(largest) if !(largest <= LARGEST_WEIGHT) => {
+            Ok(largest) if largest.is_nan() || largest > LARGEST_WEIGHT => {
                 let lr = self.resolved.run.optimizer.lr;
                 self.diverged(format!(
                     "after the first update weights are as large as {largest:.1e} and `{parameter}` {}: optimizer.lr = \
