@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tallow_train::metrics::StepRecord;
-use tallow_train::progress::{EtaEstimator, eval_line, format_bytes, format_count, format_duration, step_line};
+use tallow_train::progress::{
+    EtaEstimator, eval_line, format_bytes, format_count, format_duration, several, step_line,
+};
 use tallow_train::{Event, Observer, Recorder, Resolved, Result};
 
 /// Plain lines come at most this often.
@@ -58,11 +60,11 @@ impl Watcher {
             last_line: None,
         };
         watcher.say(&format!(
-            "{} parameters, {} steps of {} tokens, {} rows at once, about {} of memory",
+            "{} parameters, {} of {} tokens, {} at once, about {} of memory",
             format_count(resolved.params),
-            resolved.steps,
+            several(resolved.steps, "step"),
             resolved.run.train.batch_size * resolved.run.data.context_length,
-            resolved.micro_batch_size,
+            several(resolved.micro_batch_size as u64, "row"),
             format_bytes(resolved.memory.total())
         ));
         if let Some(step) = from_step.filter(|&step| step > 0) {

@@ -23,7 +23,7 @@ const RUN_FILES: &[Case] = &[
     ("a wrong type", "tallow pretrain run.toml --set train.batch_size=many", 2, "expected a whole number"),
     ("a wrong choice", "tallow pretrain run.toml --set schedule.kind=cosin", 2, "nearest is `cosine`"),
     ("no value", "tallow pretrain run.toml --set train.steps", 2, "must be key=value"),
-    ("two lengths", "tallow pretrain run.toml --set train.tokens=100", 2, "exactly one"),
+    ("two lengths", "tallow pretrain run.toml --set train.tokens=100 --set train.steps=5", 2, "exactly one"),
     ("no step", "tallow pretrain run.toml --set train.steps=0", 2, "at least 1"),
     ("more steps than can be counted", "tallow pretrain run.toml --set train.steps=9000000000000000000", 2, "counted"),
     (
@@ -107,6 +107,46 @@ const MODELS_AND_DATA: &[Case] = &[
     ),
 ];
 
+const FINETUNING: &[Case] = &[
+    (
+        "a conversation that the template refuses",
+        "tallow finetune tune.toml --set tokenizer.chat_template=refusing.jinja",
+        2,
+        "roles must alternate",
+    ),
+    ("a misspelt role", "tallow finetune tune.toml --set \"data.train=['role.jsonl']\"", 2, "nearest is \"assistant\""),
+    ("an empty answer", "tallow finetune tune.toml --set \"data.train=['empty.jsonl']\"", 2, "turn is empty"),
+    ("nothing to learn", "tallow finetune tune.toml --set \"data.train=['masked.jsonl']\"", 2, "would be learnt"),
+    ("a weight beyond all measure", "tallow finetune tune.toml --set \"data.train=['heavy.jsonl']\"", 2, "to 1000"),
+    (
+        "records of two shapes in one file",
+        "tallow finetune tune.toml --set \"data.train=['mixed.jsonl']\"",
+        2,
+        "line 2",
+    ),
+    (
+        "no prompt to see both ways",
+        "tallow finetune tune.toml --set objective.kind=prefix --set objective.train_on=last --set \"data.train=['text']\" --set data.context_length=256",
+        2,
+        "no prompt",
+    ),
+    (
+        "nothing left to validate on",
+        "tallow finetune tune.toml --set \"data.train=['two.jsonl']\" --set data.valid_fraction=0.5",
+        2,
+        "data.valid_fraction",
+    ),
+    ("a rank above the layers'", "tallow finetune tune.toml --set adapter.rank=1000", 2, "adapter.rank"),
+    ("layers that the model does not have", "tallow finetune tune.toml --set adapter.targets=q_prj", 2, "q_proj"),
+    ("a run to continue that is not there", "tallow finetune tune.toml --resume", 2, "leave out --resume"),
+    (
+        "an adapter of another model",
+        "tallow generate --model small/final --adapter adapted/final --prompt a",
+        1,
+        "adapted/final",
+    ),
+];
+
 const GENERATION: &[Case] = &[
     ("a model that is not there", "tallow generate --model absent --prompt a", 1, "absent"),
     ("a folder without a model", "tallow generate --model text --prompt a", 1, "config.json"),
@@ -159,12 +199,50 @@ fn prepared() -> tempfile::TempDir {
     copy("out/final", "cut", "");
     let weights = fs::read(at("cut/model.safetensors")).expect("read");
     fs::write(at("cut/model.safetensors"), &weights[..weights.len() / 2]).expect("written");
+    finetuning(dir.path(), &text);
     copy("data/train", "damaged", "");
     let shard = names(&at("damaged")).into_iter().find(|name| name != "index.json").expect("a shard");
     let bytes = fs::read(at("damaged").join(&shard)).expect("read");
     fs::write(at("damaged").join(&shard), &bytes[..bytes.len() / 2]).expect("written");
     dir
 }
+
+/// A run file of finetuning, examples that are wrong, and an adapter with a model that it is not of.
+fn finetuning(dir: &Path, pretraining: &str) {
+    let write = |name: &str, text: &str| fs::write(dir.join(name), text).expect("written");
+    write("small.toml", &pretraining.replace("hidden_size = 32", "hidden_size = 16"));
+    rig::stdout(&rig::tallow(dir, "pretrain small.toml --set output=small --set train.steps=1"));
+    write("tune.toml", TUNE);
+    write("turns.jinja", "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}");
+    write("refusing.jinja", "{{ raise_exception('roles must alternate') }}");
+    let user = r#"{"role": "user", "content": "a fox"}"#;
+    let chat = |turn: &str| format!("{{\"messages\": [{user}, {turn}]}}\n");
+    let answer = chat(r#"{"role": "assistant", "content": "a boat"}"#);
+    write("chats.jsonl", &answer.repeat(4));
+    write("role.jsonl", &chat(r#"{"role": "asistant", "content": "a boat"}"#));
+    write("empty.jsonl", &chat(r#"{"role": "assistant", "content": ""}"#));
+    write("masked.jsonl", &chat(r#"{"role": "assistant", "content": "a boat", "weight": 0}"#));
+    write("heavy.jsonl", &chat(r#"{"role": "assistant", "content": "a boat", "weight": 1e30}"#));
+    write("mixed.jsonl", &(answer.clone() + "{\"prompt\": \"a fox\", \"completion\": \" sang\"}\n"));
+    let long = "the river ".repeat(60);
+    write("two.jsonl", &(answer + &chat(&format!("{{\"role\": \"assistant\", \"content\": {long:?}}}"))));
+    rig::stdout(&rig::tallow(dir, "finetune tune.toml --set output=adapted"));
+}
+
+const TUNE: &str = r#"output = "tuned"
+[model]
+from = "out/final"
+[tokenizer]
+chat_template = "turns.jinja"
+[data]
+train = ["chats.jsonl"]
+context_length = 32
+[adapter]
+rank = 2
+[train]
+steps = 1
+batch_size = 1
+"#;
 
 /// Runs a line of shell in which `tallow` is the binary.
 fn shell(dir: &Path, line: &str) -> Output {
@@ -183,9 +261,12 @@ fn the_table_of_bad_input_is_what_happens() {
     let before = names(dir.path());
     let mut page = String::from(PREFACE);
     let mut wrong = vec![];
-    for (title, cases) in
-        [("Run files", RUN_FILES), ("Models and data", MODELS_AND_DATA), ("Generation and scoring", GENERATION)]
-    {
+    for (title, cases) in [
+        ("Run files", RUN_FILES),
+        ("Models and data", MODELS_AND_DATA),
+        ("Finetuning", FINETUNING),
+        ("Generation and scoring", GENERATION),
+    ] {
         page.push_str(&format!(
             "\n## {title}\n\n| case | command | exit code | first line of the message |\n|---|---|---|---|\n"
         ));
@@ -206,14 +287,7 @@ fn the_table_of_bad_input_is_what_happens() {
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
     // The disk that filled up and the run that diverged may have begun; of the others nothing is left.
     let after: Vec<String> = names(dir.path()).into_iter().filter(|name| !before.contains(name)).collect();
-    assert_eq!(
-        after,
-        [".tallow-cache", "overflown", "run"]
-            .iter()
-            .filter(|n| dir.path().join(n).exists())
-            .copied()
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(after, ["overflown", "run"].iter().filter(|n| dir.path().join(n).exists()).copied().collect::<Vec<_>>());
     assert_eq!(names(&dir.path().join("run/checkpoints")), Vec::<String>::new());
     assert!(!dir.path().join("run/final").exists() && !dir.path().join("overflown/final").exists());
 

@@ -63,7 +63,7 @@ fn set_is_as_strict_as_the_file_and_wins_over_it() {
         ("train.steps", &["key=value"]),
         ("train.batch_size=0", &["--set", "train.batch_size", "at least 1"]),
         ("schedule.kind=cosin", &["schedule.kind", "cosine, linear, wsd, constant", "nearest is `cosine`"]),
-        ("train.tokens=100", &["train.steps", "train.tokens", "exactly one"]),
+        ("train.tokens=100.5", &["train.tokens", "100.5"]),
         ("parallel.dp=2", &["parallel.dp", "not available yet"]),
         ("adapter.kind=lora", &["adapter", "finetun"]),
         ("model.preset=lama-14m", &["model.preset", "nearest is `llama-14m`"]),

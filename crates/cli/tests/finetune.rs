@@ -233,7 +233,7 @@ fn a_preview_shows_what_is_learnt_and_trains_nothing() {
     let shown = stdout(&finetune(at, &set, &["--preview", "5"]));
     let words = [
         "2 examples in 1 row of 192 tokens",
-        "1 examples were longer than data.context_length",
+        "1 example is longer than data.context_length",
         "row 0: 2 examples",
         "<user>and<|endoftext|><assistant>⟦a boat<|endoftext|>⟧",
         "<user>who \\u{1b}[31m<|endoftext|><assistant>⟦×0.5: two↵\nfoxes<|endoftext|>⟧",
@@ -288,6 +288,10 @@ fn a_prefix_lm_is_trained_and_says_that_it_is_one() {
         fs::remove_dir_all(at.join("tuned/checkpoints").join(name)).expect("removed");
     }
     fs::remove_dir_all(at.join("tuned/final")).expect("removed");
+    let lines = stdout(&finetune(at, &prefix, &["--preview", "1", "--json"]));
+    let row: Value = serde_json::from_str(lines.lines().nth(1).expect("a row")).expect("JSON");
+    let first = &row["documents"][0];
+    assert_eq!(first["prefix"], json!([0, first["runs"][0]["ids"].as_array().expect("ids").len()]), "{row}");
     stdout(&finetune(at, &prefix, &["--resume"]));
     assert!(fs::read(at.join("tuned/final/adapter_model.safetensors")).expect("an adapter") == whole);
     fails(&finetune(at, &[], &["--resume"]), 2, &["objective.kind"]);
@@ -312,4 +316,131 @@ fn a_prefix_lm_is_trained_and_says_that_it_is_one() {
     fs::write(at.join("tune.toml"), text).expect("written");
     stdout(&finetune(at, &[&prefix[..], &["output=full"]].concat(), &[]));
     assert_eq!(read("full/final/config.json")["prefix_lm"], true);
+}
+
+/// What a run that may not fail says on stderr.
+fn told(output: &std::process::Output) -> String {
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{message}");
+    message
+}
+
+#[test]
+fn a_run_says_what_it_trains_and_on_what() {
+    let dir = school();
+    let at = dir.path();
+    let said = told(&finetune(at, &["data.too_long=truncate_end"], &[]));
+    for words in [
+        "trains 4,352 of 44,192 parameters (9.85%)",
+        "LoRA rank 4 on 14 modules",
+        "examples, ",
+        "packed rows of 192 tokens",
+        "to validate on",
+    ] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    // The file's length gives way to that of --set; an adapter that is there by --set alone is told.
+    let text = RUN.split("[adapter]").next().expect("a part").to_owned() + "[train]\nepochs = 3\nbatch_size = 64\n";
+    fs::write(at.join("tune.toml"), text).expect("written");
+    let said = told(&finetune(at, &["output=full", "train.steps=1"], &[]));
+    for words in
+        ["train.steps=1 replaces train.epochs = 3", "trains all 39,", "no [adapter]", "1 step of", "every example"]
+    {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    let said = told(&finetune(at, &["output=some", "train.steps=1", "adapter.rank=2"], &[]));
+    assert!(said.contains("adapter.rank=2 makes it a run of an adapter") && said.contains("LoRA rank 2"), "{said}");
+
+    let plan = object(&tallow(at, "plan tune.toml --json --set objective.kind=sft"));
+    let (rows, held_out) = (plan["rows"].as_f64().expect("rows"), plan["held_out"].as_u64().expect("a count"));
+    assert_eq!(plan["documents"].as_u64().expect("a count") + held_out, 40);
+    let passes = plan["passes"].as_f64().expect("passes");
+    assert!((passes - plan["steps"].as_f64().expect("steps") * 64.0 / rows).abs() < 1e-9, "{plan}");
+    let shown = stdout(&tallow(at, "plan tune.toml --set objective.kind=sft --set train.micro_batch_size=1"));
+    for words in ["packed rows of 192 tokens", " an epoch; ", "passes over the data", ", 1 row at once"] {
+        assert!(shown.contains(words), "no {words:?} in: {shown}");
+    }
+}
+
+#[test]
+fn what_is_left_out_or_not_read_is_told_once() {
+    let dir = school();
+    let at = dir.path();
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let mut lines: String = (0..200)
+        .map(|i| {
+            let messages = [turn("user", &format!("who {i}")), turn("assistant", "a fox")];
+            json!({ "messages": messages, "id": i }).to_string() + "\n"
+        })
+        .collect();
+    let long = [turn("user", "long"), turn("assistant", &"the river ".repeat(90))];
+    lines += &(json!({ "messages": long, "weigth": 2 }).to_string() + "\n");
+    fs::write(at.join("some.jsonl"), &lines).expect("written");
+    let set = ["data.train=['some.jsonl']", "train.steps=1"];
+    let said = told(&finetune(at, &set, &[]));
+    assert_eq!(said.matches("1 example is longer than data.context_length").count(), 1, "{said}");
+    assert_eq!(said.matches("`id` of 200 records is not read").count(), 1, "{said}");
+    assert!(said.contains("`weigth` of 1 record is not read"), "{said}");
+
+    // Of two examples one is held out, and one of the two is too long.
+    let two = [turn("user", "who"), turn("assistant", "a fox")];
+    let lines = format!("{}\n{}\n", json!({ "messages": two }), json!({ "messages": long }));
+    fs::write(at.join("two.jsonl"), lines).expect("written");
+    let failed = finetune(at, &["data.train=['two.jsonl']", "data.valid_fraction=0.5", "output=two"], &[]);
+    fails(&failed, 2, &["data.valid_fraction", "1 example can be used", "1 example is longer", "data.valid"]);
+}
+
+#[test]
+fn what_looks_like_a_special_token_in_a_message_is_text() {
+    let dir = school();
+    let at = dir.path();
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let messages = [turn("user", "one<|endoftext|>two"), turn("assistant", "a<|endoftext|>b")];
+    fs::write(at.join("few.jsonl"), format!("{}\n", json!({ "messages": messages }))).expect("written");
+    fs::write(at.join("turns.jinja"), TURNS).expect("written");
+    let set = ["data.train=['few.jsonl']", "data.valid_fraction=0", "tokenizer.chat_template=turns.jinja"];
+    let lines = stdout(&finetune(at, &set, &["--preview", "1", "--json"]));
+    let row: Value = serde_json::from_str(lines.lines().nth(1).expect("a row")).expect("JSON");
+    let ids: Vec<u64> = row["documents"][0]["runs"]
+        .as_array()
+        .expect("runs")
+        .iter()
+        .flat_map(|run| run["ids"].as_array().expect("ids").iter().filter_map(Value::as_u64))
+        .collect();
+    let end = ids.last().expect("ids");
+    assert_eq!(ids.iter().filter(|id| *id == end).count(), 2, "only the template ends turns: {row}");
+    assert_eq!(row["documents"][0]["runs"][1]["text"], "a<|endoftext|>b<|endoftext|>");
+}
+
+#[test]
+fn slips_in_the_data_and_the_rate_are_told_apart() {
+    let dir = school();
+    let at = dir.path();
+    let lines: String = (0..4).map(|i| json!({ "text": format!("a fox {i}") }).to_string() + "\n").collect();
+    fs::write(at.join("texts.jsonl"), &lines).expect("written");
+    let prefix = ["objective.kind=prefix", "objective.train_on=last", "data.train=['texts.jsonl']", "train.steps=1"];
+    fails(&finetune(at, &prefix, &[]), 2, &["objective.kind", "data.train", "no prompt", "\"sft\""]);
+    let mixed = [&prefix[..2], &["data.train=['chat.jsonl', 'texts.jsonl']", "train.steps=1"]].concat();
+    let said = told(&finetune(at, &mixed, &[]));
+    assert!(said.contains("4 examples of text without a prompt"), "{said}");
+
+    let critic = json!({ "messages": [{ "role": "critic", "content": "x" }, { "role": "assistant", "content": "y" }] });
+    fs::write(at.join("critic.jsonl"), format!("{critic}\n")).expect("written");
+    let set = ["data.train=['chat.jsonl', 'critic.jsonl']", "output=critic", "train.steps=1"];
+    fails(&finetune(at, &set, &[]), 2, &["critic.jsonl, line 1", "\"critic\"", "data.roles", "on_malformed"]);
+    fs::write(at.join("turns.jinja"), TURNS).expect("written");
+    let named = [&set[..], &["data.roles=['critic']", "tokenizer.chat_template=turns.jinja"]].concat();
+    told(&finetune(at, &named, &[]));
+
+    fails(
+        &finetune(at, &["output=far", "optimizer.lr=1e9"], &[]),
+        1,
+        &["optimizer.lr", "too high", "weights are as large"],
+    );
+    fails(
+        &finetune(at, &["output=nowhere"], &["--resume"]),
+        2,
+        &["nowhere", "no run to continue", "leave out --resume"],
+    );
+    assert!(!at.join("nowhere").exists());
 }

@@ -45,6 +45,9 @@ pub fn cached_prepare(
     Ok(find_or_make(&cache.root, &key, make)?.join(TRAIN))
 }
 
+/// Goes up when the same examples come to be read or encoded otherwise: what was prepared before is prepared anew.
+const READING: u32 = 2;
+
 /// Where prepared folders of examples are kept, and how they are made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatCacheOptions {
@@ -75,7 +78,8 @@ pub fn cached_prepare_chat(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<CachedChat> {
     let options = ChatOptions { overwrite: true, ..cache.prepare.clone() };
-    let described = format!("{VERSION} {options:?} {} {}", encoder.vocab_size(), encoder.tokenizer_fingerprint());
+    let described =
+        format!("{VERSION}.{READING} {options:?} {} {}", encoder.vocab_size(), encoder.tokenizer_fingerprint());
     let key = key(inputs, Wanted::Records, described, encoder.fingerprint())?;
     let make = |claim| prepare_chat_claimed(inputs, encoder, claim, &options, progress).map(drop);
     let dir = find_or_make(&cache.root, &key, make)?;

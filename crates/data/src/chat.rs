@@ -6,6 +6,7 @@ mod json;
 mod mask;
 mod preview;
 mod record;
+mod words;
 
 pub use encode::{EncodeChat, Utf8Chat};
 pub use example::{AlpacaAs, Content, Example, Shape, Turn};
@@ -13,4 +14,5 @@ pub(crate) use json::parse as parse_json;
 pub use mask::TrainOn;
 pub(crate) use mask::{Masked, learnt};
 pub use preview::preview;
-pub(crate) use record::{RecordReader, columns};
+pub(crate) use record::{RecordReader, Unread, columns};
+pub use words::KnownWords;

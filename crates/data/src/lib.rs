@@ -77,7 +77,7 @@ mod shard;
 
 pub use batch::{Batch, IGNORE_INDEX, Row};
 pub use cache::{CacheOptions, CachedChat, ChatCacheOptions, cached_prepare, cached_prepare_chat};
-pub use chat::{AlpacaAs, Content, EncodeChat, Example, Shape, TrainOn, Turn, Utf8Chat, preview};
+pub use chat::{AlpacaAs, Content, EncodeChat, Example, KnownWords, Shape, TrainOn, Turn, Utf8Chat, preview};
 pub use dataset::TokenDataset;
 pub use encode::{Encode, Utf8Bytes};
 pub use error::{Error, Result};
@@ -90,6 +90,6 @@ pub use prepare::{
 };
 pub use read::{
     Document, Documents, ExampleOptions, Examples, FileReport, Malformed, OnMalformed, ReadOptions, ReadReport,
-    SkippedFile, TextSplit, documents, examples,
+    SkippedFile, TextSplit, UnreadField, documents, examples,
 };
 pub use shard::{ExampleIndex, ShardEntry, SourceEntry, Span, SpansEntry, SplitIndex, Tokens};

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use examples::{ExampleOptions, Examples, examples};
 pub use files::SkippedFile;
 pub(crate) use files::{Wanted, join};
-pub use report::{FileReport, Malformed, ReadReport};
+pub use report::{FileReport, Malformed, ReadReport, UnreadField};
 
 use crate::{Error, Result};
 use files::Kind;

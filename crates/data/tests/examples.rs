@@ -145,10 +145,7 @@ fn every_mistake_is_named_with_its_line() {
         ("no turn of the assistant", chat(json!([]))),
         ("`messages` is an object, not a list", chat(json!({"role": "user"}))),
         ("message 1: text, not an object", chat(json!(["hello"]))),
-        (
-            "weight -1; it must be a number of at least 0",
-            chat(json!([{"role": "assistant", "content": "a", "weight": -1}])),
-        ),
+        ("weight -1; it must be a number from 0", chat(json!([{"role": "assistant", "content": "a", "weight": -1}]))),
         ("weight \"1\"", chat(json!([{"role": "assistant", "content": "a", "weight": "1"}]))),
         ("weight 1e+300", chat(json!([{"role": "assistant", "content": "a", "weight": 1e300}]))),
         ("train 1; it must be true or false", chat(json!([{"role": "assistant", "content": "a", "train": 1}]))),
@@ -407,4 +404,55 @@ fn value() -> impl Strategy<Value = Value> {
                 .into()),
         ]
     })
+}
+
+#[test]
+fn a_misspelt_role_names_the_nearest_and_is_malformed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chats.jsonl");
+    let good = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+    let of = |role: &str| json!({"messages": [{"role": "critic", "content": "a"}, {"role": role, "content": "b"}]});
+    std::fs::write(&path, format!("{good}\n{}\n", of("asistant"))).unwrap();
+    let known = KnownWords { roles: vec!["critic".to_owned()], ..KnownWords::default() };
+    let options = ExampleOptions { known, ..ExampleOptions::default() };
+    let told = read(&path, options.clone()).unwrap_err().to_string();
+    for part in ["chats.jsonl, line 2", "message 2", "\"asistant\"", "nearest is \"assistant\"", "on_malformed"] {
+        assert!(told.contains(part), "no {part} in: {told}");
+    }
+    let told = read(&path, ExampleOptions::default()).unwrap_err().to_string();
+    assert!(told.contains("message 1") && told.contains("\"critic\""), "{told}");
+    let skip = ExampleOptions { on_malformed: OnMalformed::Skip, ..options };
+    assert_eq!(read(&path, skip).unwrap().len(), 1);
+}
+
+#[test]
+fn fields_that_nobody_reads_are_counted_by_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chats.jsonl");
+    let message = json!({"role": "assistant", "content": "b", "weigth": 2, "mood": "glad"});
+    let record = json!({"mesages": 1, "id": 7, "messages": [message, message]});
+    let plain = json!({"messages": [{"role": "assistant", "content": "b", "name": "c"}], "text": "rendered"});
+    std::fs::write(&path, format!("{plain}\n{record}\n{record}\n")).unwrap();
+    let known = KnownWords { message_fields: vec!["mood".to_owned()], ..KnownWords::default() };
+    let mut found = examples(&[path], ExampleOptions { known, ..ExampleOptions::default() }).unwrap();
+    assert_eq!(found.by_ref().filter(Result::is_ok).count(), 3);
+    let unread = found.into_report().unread_fields;
+    let told: Vec<_> = unread.iter().map(|f| (f.field.as_str(), f.records, f.line, f.nearest.as_deref())).collect();
+    let expected =
+        [("id", 2, 2, None), ("mesages", 2, 2, Some("messages")), ("messages[].weigth", 2, 2, Some("weight"))];
+    assert_eq!(told, expected);
+    assert!(unread[1].to_string().contains("`mesages` of 2 records is not read"), "{}", unread[1]);
+}
+
+#[test]
+fn a_weight_beyond_all_measure_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chats.jsonl");
+    for (weight, fine) in [(1000.0, true), (1001.0, false), (1e30, false)] {
+        let record = json!({"messages": [{"role": "assistant", "content": "b", "weight": weight}]});
+        std::fs::write(&path, record.to_string()).unwrap();
+        let told = read(&path, ExampleOptions::default());
+        assert_eq!(told.is_ok(), fine, "{weight}");
+        assert!(told.err().is_none_or(|e| e.to_string().contains("line 1") && e.to_string().contains("to 1000")));
+    }
 }

@@ -186,6 +186,12 @@ impl DecodeStream {
         Ok(take_text(&mut self.pending, false))
     }
 
+    /// Bytes held back: the beginning of a character that the next tokens may finish. Always 0 for tokenizers that are
+    /// decoded only as a whole.
+    pub fn held_back(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Ends the text: what is left of an unfinished character comes out as U+FFFD. The stream can be used anew.
     pub fn flush(&mut self) -> Result<Option<String>> {
         let rest = if *self.tokenizer.decode_rule() == DecodeRule::Whole {

@@ -31,6 +31,20 @@ pub fn audit_gradients(store: &ParamStore, expected: &dyn Fn(&ParamSpec) -> bool
     Ok(())
 }
 
+/// Largest magnitude of what is trained, NaN if any element is not finite.
+pub(crate) fn largest_weight(store: &ParamStore) -> Result<f32> {
+    let mut largest = 0.0f32;
+    for param in store.trained() {
+        let here = max_abs(&store.value(param)?)?;
+        // `max` would lose a NaN.
+        largest = if here > largest || here.is_nan() { here } else { largest };
+        if largest.is_nan() {
+            break;
+        }
+    }
+    Ok(largest)
+}
+
 /// Largest magnitude, NaN if any element is not finite.
 fn max_abs(t: &Tensor) -> Result<f32> {
     let values = t.flatten_all()?.to_vec1::<f32>()?;

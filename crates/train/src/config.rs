@@ -130,6 +130,10 @@ documented! {
         /// Which fields hold an example (with `objective.kind = "sft"`), where records have those of several: `messages`,
         /// `conversations`, `completion`, `alpaca` or `text`; recognised unless given.
         pub shape: Option<Shape>,
+        /// Roles of `messages` (with `objective.kind = "sft"`) beside `system`, `user`, `assistant`, `tool`, `developer`,
+        /// `function` and those that the chat template names. Any other role is malformed, as it may be misspelt.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub roles: Vec<String>,
         /// Tokens a row; at most the model's positions.
         pub context_length: usize,
         /// Documents packed into rows with a mask (`true`) or one document a row, padded.
@@ -149,6 +153,7 @@ impl Default for DataSection {
             on_malformed: OnMalformed::Error,
             nothing_learnt: NothingLearnt::Error,
             shape: None,
+            roles: vec![],
             context_length: 256,
             packing: true,
             text_field: "text".into(),
@@ -424,6 +429,7 @@ impl RunConfig {
             ("data.on_malformed", self.data.on_malformed != defaults.0.on_malformed, "remove it"),
             ("data.nothing_learnt", self.data.nothing_learnt != defaults.0.nothing_learnt, "remove it"),
             ("data.shape", self.data.shape.is_some(), "remove it"),
+            ("data.roles", !self.data.roles.is_empty(), "remove it"),
             ("objective.train_on", self.objective.train_on != defaults.1.train_on, "remove it"),
             ("tokenizer.chat_template", self.tokenizer.chat_template.is_some(), "remove it"),
         ];

@@ -1,14 +1,20 @@
 //! The examples of a fine-tuning run: found, rendered by the model's own template, masked, prepared once and kept.
 
+mod words;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tallow_data::{ChatCacheOptions, ChatOptions, EncodeChat, TokenDataset, TooLong, TrainOn, cached_prepare_chat};
-use tallow_tokenizer::{ChatEncoder, ChatOptions as RenderOptions, EncodeOptions, EncodedChat, Message, Tokenizer};
+use tallow_data::{
+    ChatCacheOptions, ChatOptions, EncodeChat, KnownWords, TokenDataset, TooLong, TrainOn, cached_prepare_chat,
+};
+use tallow_tokenizer::{
+    ChatEncoder, ChatOptions as RenderOptions, EncodeOptions, EncodedChat, Message, SpecialInContent, Tokenizer,
+};
 
 use crate::config::{RunConfig, TooLongSetting, TrainOnSetting};
-use crate::progress::{format_bytes, format_count};
+use crate::progress::{format_bytes, several};
 use crate::{Error, Result};
 
 /// Lines about the preparation come at most this often.
@@ -59,11 +65,20 @@ impl Conversations {
         let data = &config.data;
         let fraction = data.valid_fraction;
         let (train, held_out) = self.prepare("data.train", &data.train, config, base, fraction, progress)?;
+        if let Some(held_out) = &held_out {
+            check_division(&train, held_out, fraction)?;
+        }
         let valid = match data.valid.as_slice() {
             [] => held_out,
             paths => Some(self.prepare("data.valid", paths, config, base, 0.0, progress)?.0),
         };
         Ok((train, valid))
+    }
+
+    /// What may stand in conversations beside the usual.
+    fn known(&self, config: &RunConfig) -> KnownWords {
+        let named = self.chat.as_ref().map(|chat| words::named_in(chat.template())).unwrap_or_default();
+        KnownWords { roles: [named.roles, config.data.roles.clone()].concat(), ..named }
     }
 
     fn prepare(
@@ -116,6 +131,7 @@ impl Conversations {
             on_malformed: config.data.on_malformed,
             nothing_learnt: config.data.nothing_learnt,
             shape: config.data.shape,
+            known: self.known(config),
             valid_fraction,
             ..ChatOptions::default()
         };
@@ -155,21 +171,55 @@ fn template_text(given: &str, base: &Path) -> Result<String> {
     Ok(given.to_owned())
 }
 
-/// What was left out of a dataset, in words.
-pub(crate) fn left_out(key: &str, dataset: &TokenDataset) -> Vec<String> {
-    let mut lines = vec![];
-    if let Some(index) = dataset.examples() {
-        let counts = [
-            (index.dropped, "were longer than data.context_length and are left out (data.too_long)"),
-            (index.truncated, "were longer than data.context_length and are cut short (data.too_long)"),
-            (index.nothing_learnt, "teach nothing and are left out"),
-            (index.refused, "are refused by the chat template and left out"),
-        ];
-        for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
-            lines.push(format!("note: {key}: {} examples {what}", format_count(*count)));
-        }
+/// Refuses a division of which one part is empty: examples are divided before those that are too long are left out.
+fn check_division(train: &TokenDataset, held_out: &TokenDataset, fraction: f64) -> Result<()> {
+    let empty = match (train.num_documents(), held_out.num_documents()) {
+        (_, 0) => "holds out no example",
+        (0, _) => "holds out every example",
+        _ => return Ok(()),
+    };
+    let left = several(train.num_documents() + held_out.num_documents(), "example");
+    let why = left_out(train).first().map(|what| format!(" ({what})")).unwrap_or_default();
+    let way_out = "add examples, raise data.context_length, name other files in data.valid, or set it to 0";
+    Err(Error::config("data.valid_fraction", fraction, format!("{empty}: {left} can be used{why}; {way_out}")))
+}
+
+/// What was left out of the files of a dataset.
+fn left_out(dataset: &TokenDataset) -> Vec<String> {
+    let Some(index) = dataset.examples() else { return vec![] };
+    let counts = [
+        (index.dropped, "longer than data.context_length and left out (data.too_long)"),
+        (index.truncated, "longer than data.context_length and cut short (data.too_long)"),
+        (index.nothing_learnt, "without anything to learn and left out (data.nothing_learnt)"),
+        (index.refused, "refused by the chat template and left out (data.on_malformed)"),
+    ];
+    let told = |(count, what): &(u64, &str)| {
+        format!("{} {} {what}", several(*count, "example"), if *count == 1 { "is" } else { "are" })
+    };
+    counts.iter().filter(|(count, _)| *count > 0).map(told).collect()
+}
+
+/// What there is to say of the files of `key`: what was left out of them, and what nobody reads.
+pub(crate) fn notes(key: &str, dataset: &TokenDataset) -> Vec<String> {
+    let unread = dataset.examples().map(|index| index.unread_fields.as_slice()).unwrap_or_default();
+    let unread = unread.iter().map(|field| format!("warning: {key}: {field}"));
+    left_out(dataset).iter().map(|what| format!("note: {key}: {what}")).chain(unread).collect()
+}
+
+/// Refuses texts alone where prompts are to be seen both ways, and says where there are some.
+pub(crate) fn texts_of_prefix(key: &str, datasets: &[&TokenDataset]) -> Result<Option<String>> {
+    let texts = datasets.iter().find_map(|d| Some(d.examples()?.texts)).unwrap_or(0);
+    let all: u64 = datasets.iter().map(|d| d.num_documents()).sum();
+    if texts > 0 && texts >= all {
+        let reason = format!(
+            "{key} holds nothing but text (`text`), which has no prompt to see both ways; give conversations or prompts \
+             with completions, or set objective.kind = \"sft\" and remove objective.train_on"
+        );
+        return Err(Error::config("objective.kind", "\"prefix\"", reason));
     }
-    lines
+    let what =
+        "without a prompt: nothing of it is seen both ways (objective.kind = \"prefix\"), all of it is learnt causally";
+    Ok((texts > 0).then(|| format!("note: {key}: {} of text {what}", several(texts, "example"))))
 }
 
 impl EncodeChat for Conversations {
@@ -186,7 +236,8 @@ impl EncodeChat for Conversations {
             Some(Value::Array(tools)) => Some(tools.clone()),
             Some(_) => return Err(encode("`tools` is not a list".into())),
         };
-        let options = RenderOptions { tools, ..RenderOptions::default() };
+        // As `tallow chat` renders: what somebody wrote in a message is text, whatever it looks like.
+        let options = RenderOptions { tools, special_in_content: SpecialInContent::Text, ..RenderOptions::default() };
         chat.encode_spans(messages, &options, wanted).map_err(|e| encode(Box::new(e)))
     }
 

@@ -70,6 +70,18 @@ pub fn format_count(count: u64) -> String {
     scaled(count, 1000.0, &["", "k", "M", "B", "T", "P", "E"])
 }
 
+/// A count of things: `1 step`, `2 steps`, `1,200 steps`.
+pub fn several(count: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
+/// A count in all its digits: `4,884,480`.
+pub fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
+    groups.join(",")
+}
+
 /// A number of bytes: `512 B`, `1.5 KiB`, `23.4 GiB`.
 pub fn format_bytes(bytes: u64) -> String {
     scaled(bytes, 1024.0, &[" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"])
@@ -151,6 +163,12 @@ pub fn eval_line(record: &EvalRecord, total_steps: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_of_things_are_exact_and_in_number() {
+        assert_eq!([several(1, "step"), several(0, "row")], ["1 step", "0 rows"]);
+        assert_eq!([several(1_200, "step"), grouped(139_400_000)], ["1,200 steps", "139,400,000"]);
+    }
 
     #[test]
     fn durations() {

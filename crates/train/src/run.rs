@@ -12,13 +12,13 @@ use tallow_nn::{Fill, Pack, ParamSpec, RandomInit, plan_params};
 use tallow_tokenizer::Tokenizer;
 
 use crate::checkpoint::{Artifact, Checkpoints};
-use crate::config::{AdapterSection, InitSetting, ObjectiveKind, RunConfig, adapter_error};
+use crate::config::{AdapterKind, AdapterSection, InitSetting, ObjectiveKind, RunConfig, adapter_error};
 use crate::conversations::{self, Conversations};
 use crate::evaluate::Validation;
 use crate::fit::{Fit, Largest};
 use crate::output::{self, OutputClaim};
 use crate::plan::StepShape;
-use crate::progress::{format_bytes, format_count};
+use crate::progress::{format_bytes, format_count, grouped, several};
 use crate::resolve::{Facts, Resolved};
 use crate::trainer::{ModelParts, Trainer};
 use crate::{Error, Result, memory};
@@ -100,8 +100,19 @@ impl Run {
             }
         };
         if conversations.is_some() {
-            notices.extend(conversations::left_out("data.train", &train));
-            notices.extend(validation.iter().flat_map(|valid| conversations::left_out("data.valid", valid)));
+            // What is held out is of the same files, whose account is one.
+            let (own, held_out) = match config.data.valid.is_empty() {
+                true => (None, validation.as_ref()),
+                false => (validation.as_ref(), None),
+            };
+            notices.extend(conversations::notes("data.train", &train));
+            notices.extend(own.iter().flat_map(|valid| conversations::notes("data.valid", valid)));
+            if config.objective.is_prefix() {
+                let of_train: Vec<_> = [Some(&train), held_out].into_iter().flatten().collect();
+                notices.extend(conversations::texts_of_prefix("data.train", &of_train)?);
+                notices
+                    .extend(own.map(|own| conversations::texts_of_prefix("data.valid", &[own])).transpose()?.flatten());
+            }
         }
         let vocab = Vocabulary::of(&train, &config, tokenizer.as_ref())?;
         if let Some(valid) = &validation {
@@ -239,9 +250,68 @@ impl Run {
         Ok(Fit { config, base, adapter: self.adapter.as_ref(), pack, step }.largest(memory))
     }
 
+    /// Optimizer steps in which every row of the training data is seen once.
+    pub fn steps_per_epoch(&self) -> f64 {
+        self.loader.rows_per_epoch() as f64 / self.resolved.run.train.batch_size as f64
+    }
+
+    /// How often the run sees every example.
+    pub fn passes(&self) -> f64 {
+        self.resolved.steps as f64 / self.steps_per_epoch()
+    }
+
+    /// What is trained, in words: all, or an adapter.
+    pub fn kind_in_words(&self) -> String {
+        let Resolved { params, trained, .. } = self.resolved;
+        let Some(plan) = &self.adapter else {
+            let what = if self.from.is_some() { " of model.from (no [adapter])" } else { "" };
+            return format!("trains all {} parameters{what}", grouped(params));
+        };
+        let config = plan.config();
+        let kind = match self.resolved.run.adapter.as_ref().map(|section| section.kind) {
+            Some(AdapterKind::Dora) => "DoRA",
+            _ => "LoRA",
+        };
+        format!(
+            "trains {} of {} parameters ({:.2}%), {kind} rank {} on {}",
+            grouped(trained),
+            grouped(params),
+            100.0 * trained as f64 / params.max(1) as f64,
+            config.rank,
+            several(plan.modules().count() as u64, "module")
+        )
+    }
+
+    /// The data of the run in words: examples, rows, steps an epoch, and what is held out.
+    pub fn data_in_words(&self) -> String {
+        let dataset = self.loader.dataset();
+        let what = if dataset.examples().is_some() { "example" } else { "document" };
+        let rows = if self.resolved.run.data.packing { "packed row" } else { "row" };
+        let steps = self.steps_per_epoch();
+        let steps = if steps.fract() == 0.0 { several(steps as u64, "step") } else { format!("{steps:.2} steps") };
+        let held_out = match &self.validation {
+            Some(valid) => format!("{} to validate on", several(valid.num_documents(), what)),
+            None => "nothing to validate on".to_owned(),
+        };
+        format!(
+            "{}, {} of {} tokens, {steps} an epoch; {held_out}",
+            several(dataset.num_documents(), what),
+            several(self.loader.rows_per_epoch(), rows),
+            self.resolved.run.data.context_length
+        )
+    }
+
     /// Notes about the run that the user should read before it starts.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = self.notices.clone();
+        if self.steps_per_epoch() < 1.0 {
+            let (rows, batch) = (several(self.loader.rows_per_epoch(), "row"), self.resolved.run.train.batch_size);
+            let passes = 1.0 / self.steps_per_epoch();
+            notices.push(format!(
+                "note: data.train makes {rows}, fewer than train.batch_size = {batch}: a single step sees every example \
+                 {passes:.1} times; lower train.batch_size for more and smaller steps"
+            ));
+        }
         if self.tokenizer.is_none() {
             let way_out = "generating from text will need one; set tokenizer.path";
             notices.push(format!("note: without a tokenizer the model is saved without one, and {way_out}"));

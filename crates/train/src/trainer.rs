@@ -11,7 +11,7 @@ use tallow_nn::{DropoutContext, Fill, Pack, ParamSpec, ParamStore, RandomInit, S
 use tallow_ops::CrossEntropyOptions;
 
 use crate::anomaly::{AnomalyDetector, Verdict};
-use crate::audit::audit_gradients;
+use crate::audit::{audit_gradients, largest_weight};
 use crate::backward::{LossSums, StepOptions, forward_backward};
 use crate::batch::MicroBatch;
 use crate::checkpoint::{Checkpoints, TrainState};
@@ -83,6 +83,9 @@ pub struct Trainer {
     device: Device,
     started: Instant,
 }
+
+/// No weight of a working model comes near.
+const LARGEST_WEIGHT: f32 = 1e4;
 
 impl Trainer {
     /// Builds the model, fills it, and allocates what training needs.
@@ -235,8 +238,24 @@ impl Trainer {
             |spec: &ParamSpec| spec.name.ends_with(".lora_A.weight") || spec.name.ends_with(".lora_embedding_B");
         match self.state.updates {
             0 => audit_gradients(&self.store, &|spec| !(adapter && waits(spec))),
-            1 if adapter => audit_gradients(&self.store, &|_| true),
+            1 if adapter => audit_gradients(&self.store, &|_| true).map_err(|error| self.overflown(error)),
             _ => Ok(()),
+        }
+    }
+
+    /// The same failure, unless the first update is to blame: with weights so large nothing has a gradient of use.
+    fn overflown(&self, error: Error) -> Error {
+        let Error::Audit { parameter, reason } = &error else { return error };
+        match largest_weight(&self.store) {
+            Ok(largest) if largest.is_nan() || largest > LARGEST_WEIGHT => {
+                let lr = self.resolved.run.optimizer.lr;
+                self.diverged(format!(
+                    "after the first update weights are as large as {largest:.1e} and `{parameter}` {}: optimizer.lr = \
+                     {lr:e} is too high; lower it",
+                    reason.split(':').next().unwrap_or(reason)
+                ))
+            }
+            _ => error,
         }
     }
 

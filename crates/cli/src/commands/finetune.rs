@@ -52,7 +52,7 @@ pub fn run(args: FinetuneArgs) -> anyhow::Result<()> {
     }
     if let Some(rows) = args.preview {
         // A run that is there already is in nobody's way.
-        return preview::show(&args.file.prepare(Job::Finetune, true)?, rows, args.json);
+        return preview::show(&args.file.prepare(Job::Preview, true)?, rows, args.json);
     }
     let run = args.file.prepare(Job::Finetune, args.resume)?;
     let interrupt = Interrupt::listen("saving a checkpoint")?;

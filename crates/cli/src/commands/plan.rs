@@ -4,7 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::json;
-use tallow_train::progress::{format_bytes, format_count, format_duration};
+use tallow_train::progress::{format_bytes, format_count, format_duration, several};
 use tallow_train::{Largest, Run, memory};
 
 use super::pretrain::{Job, RunFile, peak_flops};
@@ -66,6 +66,11 @@ pub fn run(args: PlanArgs) -> anyhow::Result<()> {
             "steps": resolved.steps,
             "tokens": resolved.tokens(),
             "train_tokens": run.train_tokens(),
+            "documents": run.loader().dataset().num_documents(),
+            "rows": run.loader().rows_per_epoch(),
+            "steps_per_epoch": run.steps_per_epoch(),
+            "passes": run.passes(),
+            "held_out": run.validation().map_or(0, |valid| valid.num_documents()),
             "flops": flops,
             "flops_per_token": resolved.flops_per_token,
             "micro_batch_size": resolved.micro_batch_size,
@@ -93,22 +98,22 @@ fn print_plan(run: &Run, flops: f64, peak: f64, seconds: f64, available: Option<
     let resolved = &run.resolved;
     let memory = &resolved.memory;
     let run_config = &resolved.run;
-    let passes = resolved.tokens() as f64 / run.train_tokens().max(1) as f64;
-    let trained = match resolved.trained == resolved.params {
-        true => String::new(),
-        false => format!(", {} trained", format_count(resolved.trained)),
-    };
-    writeln!(out, "model        {} parameters{trained}", format_count(resolved.params))?;
+    writeln!(out, "model        {}", run.kind_in_words())?;
+    writeln!(out, "data         {}", run.data_in_words())?;
     writeln!(
         out,
-        "data         {} tokens to train on, {} in the run ({passes:.2} passes)",
+        "tokens       {} in the data, {} places in the run, padding included",
         format_count(run.train_tokens()),
         format_count(resolved.tokens())
     )?;
     writeln!(
         out,
-        "steps        {} of {} rows x {} tokens, {} rows at once",
-        resolved.steps, run_config.train.batch_size, run_config.data.context_length, resolved.micro_batch_size
+        "steps        {} of {} x {}, {} at once: {:.2} passes over the data",
+        several(resolved.steps, "step"),
+        several(run_config.train.batch_size as u64, "row"),
+        several(run_config.data.context_length as u64, "token"),
+        several(resolved.micro_batch_size as u64, "row"),
+        run.passes()
     )?;
     let buckets = [
         ("weights", memory.weights),
@@ -149,10 +154,10 @@ fn print_largest(run: &Run, largest: Largest) -> std::io::Result<()> {
     };
     writeln!(
         std::io::stdout(),
-        "fits         in {}: {} rows at once (of a train.batch_size that they divide), or context {}{rank}; each with all else \
+        "fits         in {}: {} at once (of a train.batch_size that they divide), or context {}{rank}; each with all else \
          as it is",
         format_bytes(largest.memory),
-        of(largest.micro_batch_size),
+        largest.micro_batch_size.map_or_else(|| "no row".to_owned(), |rows| several(rows as u64, "row")),
         of(largest.context_length)
     )
 }

@@ -59,7 +59,7 @@ impl RunFile {
     /// Reads it for `job` and finds all that it names. Progress goes to stderr.
     pub fn prepare(&self, job: Job, resume: bool) -> anyhow::Result<Run> {
         let example = match job {
-            Job::Finetune => "tallow finetune --example > run.toml",
+            Job::Finetune | Job::Preview => "tallow finetune --example > run.toml",
             Job::Pretrain | Job::Plan => "tallow pretrain --example > run.toml",
         };
         let Some(path) = self.path.as_deref() else {
@@ -73,14 +73,20 @@ impl RunFile {
         let source = Source::read(path, &self.set)?;
         let finetunes = match job {
             Job::Pretrain => false,
-            Job::Finetune => true,
+            Job::Finetune | Job::Preview => true,
             Job::Plan => source.config()?.adapter.is_some(),
         };
+        for note in source.notes() {
+            terminal::line(&note);
+        }
         let source = if finetunes { source.with_default("objective.kind", "sft") } else { source };
         let base = path.parent().unwrap_or(Path::new(""));
         let run = source.config().and_then(|config| {
             job.check(&config)?;
             config.validate()?;
+            if resume {
+                job.check_resumable(&config, base)?;
+            }
             prepare(config, base, resume)
         });
         // Every error of a key, from wherever it comes, says where the key was written.
@@ -95,6 +101,8 @@ pub enum Job {
     Pretrain,
     /// `tallow finetune`.
     Finetune,
+    /// `tallow finetune --preview`, which trains nothing.
+    Preview,
     /// `tallow plan`, of either.
     Plan,
 }
@@ -118,9 +126,23 @@ impl Job {
                 let kind = if config.objective.is_prefix() { "\"prefix\"" } else { "\"sft\"" };
                 wrong("objective.kind", kind, "belongs to finetuning; run it with `tallow finetune`")
             }
-            Job::Finetune if config.model.from.is_none() => {
+            Job::Finetune | Job::Preview if config.model.from.is_none() => {
                 let reason = "an existing model is needed to finetune, e.g. from = \"SmolLM2-135M-Instruct.Q4_1.gguf\"";
                 wrong("model.from", "(missing)", reason)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Job {
+    /// Refuses to continue what is not there: most often the name of the output is misspelt.
+    fn check_resumable(self, config: &RunConfig, base: &Path) -> tallow_train::Result<()> {
+        let Some(output) = config.output.as_deref().map(|output| base.join(output)) else { return Ok(()) };
+        match self {
+            Job::Pretrain | Job::Finetune if !output.exists() => {
+                let reason = "there is no run to continue; leave out --resume to start one".to_owned();
+                Err(tallow_train::Error::Output { path: output, reason })
             }
             _ => Ok(()),
         }
@@ -172,7 +194,8 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
     let claim = run.claim()?;
     let output = run.output().to_path_buf();
     let resolved = run.resolved.clone();
-    let mut notices = Notices(run.notices());
+    let mut notices = Notices(vec![run.kind_in_words(), run.data_in_words()]);
+    notices.0.extend(run.notices());
     notices.0.extend(claim.changes().iter().cloned());
     let mut trainer = run.into_trainer()?;
     let resumed = resume && trainer.resume(&mut notices)?;

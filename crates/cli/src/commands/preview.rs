@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tallow_data::{IGNORE_INDEX, Row};
 use tallow_tokenizer::Tokenizer;
 use tallow_train::Run;
-use tallow_train::progress::format_count;
+use tallow_train::progress::{format_count, several};
 
 /// A token and how much it counts in the loss; 0 where it is only read.
 pub type Weighed = (u32, f32);
@@ -118,22 +118,58 @@ impl Marks {
 fn runs(tokens: &[Weighed], tokenizer: Option<&Tokenizer>, apart: bool) -> anyhow::Result<Vec<(f32, bool, String)>> {
     let mut runs: Vec<(f32, bool, String)> = vec![];
     let mut stream = tokenizer.map(|tokenizer| tokenizer.decode_stream(false));
+    let mut split = SplitCharacter::default();
     for &(id, weight) in tokens {
         let special = apart && tokenizer.is_some_and(|tokenizer| tokenizer.is_special(id));
         let text = match &mut stream {
             Some(stream) => stream.push(id)?.unwrap_or_default(),
             None => format!("{id} "),
         };
-        match runs.last_mut() {
-            Some((w, s, run)) if (*w, *s) == (weight, special) => run.push_str(&text),
-            _ => runs.push((weight, special, text)),
+        if runs.last().is_none_or(|(w, s, _)| (*w, *s) != (weight, special)) {
+            runs.push((weight, special, String::new()));
         }
+        let held_back = stream.as_ref().map_or(0, tallow_tokenizer::DecodeStream::held_back);
+        let (at, text) = (runs.len() - 1, split.across(&mut runs, &text, held_back));
+        runs[at].2.push_str(&text);
     }
     let rest = stream.map(|mut stream| stream.flush()).transpose()?.flatten();
     if let (Some((.., run)), Some(rest)) = (runs.last_mut(), rest) {
         run.push_str(&rest);
     }
     Ok(runs)
+}
+
+/// A character whose bytes come from several tokens, of which not all count alike.
+#[derive(Default)]
+struct SplitCharacter {
+    /// Bytes so far, by the run that they belong to.
+    parts: Vec<(usize, usize)>,
+}
+
+impl SplitCharacter {
+    /// Takes the text that a token of the last run made certain, with `held_back` bytes still to come. Bytes of a character
+    /// that lies across runs are spelled out, each in its own: `\xE2\x82` and `\xAC`. Returns what belongs to the last run.
+    fn across(&mut self, runs: &mut [(f32, bool, String)], text: &str, held_back: usize) -> String {
+        let at = runs.len() - 1;
+        let before: usize = self.parts.iter().map(|(_, bytes)| bytes).sum();
+        if text.is_empty() {
+            self.parts.extend(Some((at, held_back.saturating_sub(before))).filter(|(_, bytes)| *bytes > 0));
+            return String::new();
+        }
+        let parts = std::mem::take(&mut self.parts);
+        self.parts.extend(Some((at, held_back)).filter(|(_, bytes)| *bytes > 0));
+        let first = text.chars().next().filter(|c| c.len_utf8() > before && *c != '\u{fffd}');
+        let Some(first) = first.filter(|_| parts.iter().any(|(run, _)| *run != at)) else { return text.to_owned() };
+        let (character, rest) = text.split_at(first.len_utf8());
+        let spelled = |bytes: &[u8]| bytes.iter().map(|byte| format!("\\x{byte:02X}")).collect::<String>();
+        let mut bytes = character.as_bytes();
+        for (run, count) in parts {
+            let (here, later) = bytes.split_at(count);
+            runs[run].2.push_str(&spelled(here));
+            bytes = later;
+        }
+        spelled(bytes) + rest
+    }
 }
 
 /// Characters that change the order of what a terminal shows.
@@ -168,13 +204,15 @@ pub fn show(run: &Run, count: u64, as_json: bool) -> anyhow::Result<()> {
         true => writeln!(out, "{}", summary(run))?,
         false => print_summary(&mut out, run, marks)?,
     }
-    let mut row = Row::default();
+    let (mut row, prefix) = (Row::default(), run.resolved.run.objective.is_prefix());
     for index in 0..count.min(loader.rows_per_epoch()) {
         loader.sample(index, &mut row)?;
         let (documents, padding) = documents(&row);
         if as_json {
-            let documents: Vec<Value> =
-                documents.iter().map(|document| as_value(document, tokenizer)).collect::<anyhow::Result<_>>()?;
+            let documents: Vec<Value> = documents
+                .iter()
+                .map(|document| as_value(document, tokenizer, prefix))
+                .collect::<anyhow::Result<_>>()?;
             writeln!(out, "{}", json!({ "row": index, "documents": documents, "padding": padding }))?;
             continue;
         }
@@ -188,7 +226,7 @@ pub fn show(run: &Run, count: u64, as_json: bool) -> anyhow::Result<()> {
         )?;
         for (number, document) in documents.iter().enumerate() {
             let (tokens, learnt) = (document.tokens.len(), learnt(&document.tokens));
-            let both_ways = match run.resolved.run.objective.is_prefix() {
+            let both_ways = match prefix {
                 true => format!(", the first {} seen both ways", document.prompt),
                 false => String::new(),
             };
@@ -197,10 +235,6 @@ pub fn show(run: &Run, count: u64, as_json: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn several(count: u64, what: &str) -> String {
-    format!("{} {what}{}", format_count(count), if count == 1 { "" } else { "s" })
 }
 
 fn noun(run: &Run) -> &'static str {
@@ -221,6 +255,11 @@ fn print_summary(out: &mut impl Write, run: &Run, marks: Marks) -> std::io::Resu
         format_count(tokens),
         100.0 * targets as f64 / tokens.max(1) as f64
     )?;
+    let held_out = run.validation().map_or(0, |valid| valid.num_documents());
+    if held_out > 0 {
+        writeln!(out, "to validate on: {}", several(held_out, noun(run)))?;
+    }
+    writeln!(out, "{}", run.kind_in_words())?;
     for notice in run.notices() {
         writeln!(out, "{notice}")?;
     }
@@ -231,6 +270,7 @@ fn summary(run: &Run) -> Value {
     let (loader, dataset) = (run.loader(), run.loader().dataset());
     let mut value = json!({
         "documents": dataset.num_documents(),
+        "held_out": run.validation().map_or(0, |valid| valid.num_documents()),
         "rows": loader.rows_per_epoch(),
         "context_length": loader.options().context_length,
         "tokens": dataset.num_tokens(),
@@ -246,7 +286,7 @@ fn summary(run: &Run) -> Value {
     value
 }
 
-fn as_value(document: &Document, tokenizer: Option<&Tokenizer>) -> anyhow::Result<Value> {
+fn as_value(document: &Document, tokenizer: Option<&Tokenizer>, prefix: bool) -> anyhow::Result<Value> {
     let texts = runs(&document.tokens, tokenizer, false)?;
     let ids = document.tokens.chunk_by(|a, b| a.1 == b.1);
     let runs: Vec<Value> = ids
@@ -256,7 +296,11 @@ fn as_value(document: &Document, tokenizer: Option<&Tokenizer>) -> anyhow::Resul
             json!({ "weight": weight, "ids": ids, "text": text })
         })
         .collect();
-    Ok(json!({ "tokens": document.tokens.len(), "learnt": learnt(&document.tokens), "runs": runs }))
+    let mut value = json!({ "tokens": document.tokens.len(), "learnt": learnt(&document.tokens), "runs": runs });
+    if prefix {
+        value["prefix"] = json!([0, document.prompt]);
+    }
+    Ok(value)
 }
 
 #[cfg(test)]
@@ -285,6 +329,21 @@ mod tests {
         let coloured = |document: usize| Marks { colour: true }.text(tokens[document], None).expect("text");
         assert_eq!(coloured(1), "\x1b[2m5 \x1b[0m\x1b[1;32m6 \x1b[0m");
         assert_eq!(coloured(0), "\x1b[2m7 8 \x1b[0m\x1b[33m×2\x1b[0m \x1b[1;32m9 3 \x1b[0m");
+    }
+
+    #[test]
+    fn a_character_across_a_border_is_spelled_out_on_both_sides() {
+        // € is E2 82 AC; the second run begins behind its first byte, and ends with all of another.
+        let mut runs = vec![(0.0, false, String::from("a"))];
+        let mut split = SplitCharacter::default();
+        assert_eq!(split.across(&mut runs, "", 1), "");
+        runs.push((1.0, false, String::new()));
+        assert_eq!(split.across(&mut runs, "", 2), "");
+        assert_eq!(split.across(&mut runs, "€b", 0), "\\xACb");
+        assert_eq!((runs[0].2.as_str(), runs[1].2.as_str()), ("a\\xE2", "\\x82"));
+        // Within one run it is whole.
+        assert_eq!(split.across(&mut runs, "", 2), "");
+        assert_eq!(split.across(&mut runs, "€", 0), "€");
     }
 
     #[test]

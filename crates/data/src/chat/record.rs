@@ -1,9 +1,15 @@
 //! Records to examples, whatever their shape.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde_json::{Map, Value};
 use tallow_tokenizer::Message;
 
 use super::example::{AlpacaAs, Content, Shape, Turn};
+use super::words::{KnownWords, near};
+use crate::read::UnreadField;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -13,17 +19,72 @@ pub(crate) fn columns() -> impl Iterator<Item = &'static str> {
     fields.chain(["input", "tools", "system", "history"])
 }
 
+/// More fields of one file than this are not kept account of.
+const MAX_UNREAD: usize = 20;
+
+/// Heaviest that a message may be: more is a slip of the keyboard, and would drown all others.
+const MAX_WEIGHT: f32 = 1000.0;
+
+/// The account of fields that nothing is read from, by file.
+#[derive(Clone, Default)]
+pub(crate) struct Unread(Arc<Mutex<Vec<UnreadField>>>);
+
+impl Unread {
+    pub(crate) fn of_file(&self, path: &Path) -> UnreadOfFile {
+        UnreadOfFile { path: path.to_owned(), all: self.clone(), fields: BTreeMap::new() }
+    }
+
+    pub(crate) fn take(&self) -> Vec<UnreadField> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The fields of one file, which go into the whole account when its reader is dropped.
+pub(crate) struct UnreadOfFile {
+    path: PathBuf,
+    all: Unread,
+    /// Records with it, the line of the first and of the last.
+    fields: BTreeMap<String, (u64, u64, u64, Option<String>)>,
+}
+
+impl UnreadOfFile {
+    /// Notes a field, once a record.
+    fn note(&mut self, field: &str, line: u64, nearest: impl FnOnce() -> Option<String>) {
+        let full = self.fields.len() >= MAX_UNREAD;
+        match self.fields.get_mut(field) {
+            Some((_, _, last, _)) if *last == line => {}
+            Some((records, _, last, _)) => (*records, *last) = (*records + 1, line),
+            None if full => {}
+            None => {
+                self.fields.insert(field.to_owned(), (1, line, line, nearest()));
+            }
+        }
+    }
+}
+
+impl Drop for UnreadOfFile {
+    fn drop(&mut self) {
+        let path = &self.path;
+        let fields = std::mem::take(&mut self.fields).into_iter().map(|(field, (records, line, _, nearest))| {
+            UnreadField { path: path.clone(), field, records, line, nearest }
+        });
+        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).extend(fields);
+    }
+}
+
 /// Reads the records of one file, which are all of one shape.
 pub(crate) struct RecordReader {
     wanted: Option<Shape>,
     alpaca: AlpacaAs,
+    known: Arc<KnownWords>,
+    unread: UnreadOfFile,
     /// The shape of the first record, and its line.
     first: Option<(Shape, u64)>,
 }
 
 impl RecordReader {
-    pub(crate) fn new(wanted: Option<Shape>, alpaca: AlpacaAs) -> Self {
-        Self { wanted, alpaca, first: None }
+    pub(crate) fn new(wanted: Option<Shape>, alpaca: AlpacaAs, known: Arc<KnownWords>, unread: UnreadOfFile) -> Self {
+        Self { wanted, alpaca, known, unread, first: None }
     }
 
     /// The example that a record holds; `None` for a blank text.
@@ -38,12 +99,22 @@ impl RecordReader {
             let way_out = "a file must be of one shape: split it, or say which to read with shape";
             return Err(format!("a record of {shape}, where line {first_line} is one of {first}; {way_out}"));
         }
+        for field in record.keys().filter(|key| columns().all(|known| known != key.as_str())) {
+            self.unread.note(field, line, || near(field, columns()));
+        }
+        let (known, unread) = (&self.known, &mut self.unread);
+        let mut turns = |value: Value, field: &'static str, prompt: bool| {
+            let mut note = |name: &str| {
+                unread.note(&format!("{field}[].{name}"), line, || known.near_message_field(name));
+            };
+            turns(value, field, prompt, known, &mut note)
+        };
         let content = match shape {
             Shape::Messages => chat(turns(take(&mut record, "messages"), "messages", false)?, &mut record)?,
             Shape::Conversations => {
                 chat(turns(take(&mut record, "conversations"), "conversations", false)?, &mut record)?
             }
-            Shape::Completion => completion(&mut record)?,
+            Shape::Completion => completion(&mut record, &mut turns)?,
             Shape::Alpaca => alpaca(&mut record, self.alpaca)?,
             Shape::Text => match text(&mut record, "text")? {
                 text if text.trim().is_empty() => return Ok(None),
@@ -126,7 +197,10 @@ fn tools(value: Value) -> Result<Option<Value>> {
     }
 }
 
-fn completion(record: &mut Map<String, Value>) -> Result<Content> {
+fn completion(
+    record: &mut Map<String, Value>,
+    turns: &mut dyn FnMut(Value, &'static str, bool) -> Result<Vec<Turn>>,
+) -> Result<Content> {
     match (take(record, "prompt"), take(record, "completion")) {
         (Value::String(prompt), Value::String(completion)) => {
             if completion.trim().is_empty() {
@@ -190,15 +264,21 @@ fn alpaca_prompt(instruction: &str, input: &str) -> String {
     )
 }
 
-fn turns(value: Value, field: &str, prompt: bool) -> Result<Vec<Turn>> {
+fn turns(
+    value: Value,
+    field: &str,
+    prompt: bool,
+    known: &KnownWords,
+    unread: &mut dyn FnMut(&str),
+) -> Result<Vec<Turn>> {
     let Value::Array(list) = value else {
         return Err(format!("`{field}` is {}, not a list of messages", kind(&value)));
     };
     let at = |i: usize, e: String| format!("`{field}`, message {}: {e}", i + 1);
-    list.into_iter().enumerate().map(|(i, v)| turn(v, prompt).map_err(|e| at(i, e))).collect()
+    list.into_iter().enumerate().map(|(i, v)| turn(v, prompt, known, unread).map_err(|e| at(i, e))).collect()
 }
 
-fn turn(value: Value, prompt: bool) -> Result<Turn> {
+fn turn(value: Value, prompt: bool, known: &KnownWords, unread: &mut dyn FnMut(&str)) -> Result<Turn> {
     let Value::Object(mut map) = value else {
         return Err(format!("{}, not an object with `role` and `content`", kind(&value)));
     };
@@ -206,7 +286,10 @@ fn turn(value: Value, prompt: bool) -> Result<Turn> {
     map.retain(|_, value| !value.is_null());
     let (role, said) = match (map.remove("role"), map.remove("from")) {
         (Some(_), Some(_)) => return Err("both `role` and `from`; keep one of them".to_owned()),
-        (Some(Value::String(role)), None) if !role.trim().is_empty() => (role, "content"),
+        (Some(Value::String(role)), None) if !role.trim().is_empty() => {
+            known.check_role(&role)?;
+            (role, "content")
+        }
         (Some(other), None) => return Err(format!("its role is {other}, not a name such as \"user\"")),
         (None, Some(from)) => (role_of(&from)?.to_owned(), if map.contains_key("value") { "value" } else { "content" }),
         (None, None) => return Err("no `role` (nor `from`); say who speaks, e.g. \"role\": \"user\"".to_owned()),
@@ -217,6 +300,7 @@ fn turn(value: Value, prompt: bool) -> Result<Turn> {
         Some(Value::Array(parts)) => Some(parts_text(parts)?),
         Some(other) => return Err(format!("the {role}'s `{said}` is {}, not text", kind(&other))),
     };
+    map.keys().filter(|name| !known.knows_message_field(name)).for_each(|name| unread(name));
     let calls = ["tool_calls", "function_call"].iter().any(|key| map.get(*key).is_some_and(|v| !is_empty(v)));
     let blank = content.as_ref().is_none_or(|c| c.trim().is_empty());
     if role == "assistant" && blank && !calls {
@@ -265,8 +349,8 @@ fn weight(map: &mut Map<String, Value>) -> Result<Option<f32>> {
         (Some(_), Some(_)) => Err("both `weight` and `train`; keep one of them".to_owned()),
         (Some(Value::Bool(b)), None) | (None, Some(Value::Bool(b))) => Ok(Some(of_bool(b))),
         (Some(value), None) => match value.as_f64().map(|w| w as f32) {
-            Some(w) if w.is_finite() && w >= 0.0 => Ok(Some(w)),
-            _ => Err(format!("weight {value}; it must be a number of at least 0 (0 for what is not to be learnt)")),
+            Some(w) if (0.0..=MAX_WEIGHT).contains(&w) => Ok(Some(w)),
+            _ => Err(format!("weight {value}; it must be a number from 0 (not to be learnt) to {MAX_WEIGHT}")),
         },
         (None, Some(value)) => Err(format!("train {value}; it must be true or false")),
     }

@@ -9,7 +9,7 @@ use super::examples::ExamplePipeline;
 use super::output::{Claim, PartialDir};
 use super::split::SplitPlan;
 use super::{Layout, Progress, SplitReport, Splits, TRAIN, VALID, check_writing, sources};
-use crate::chat::{AlpacaAs, EncodeChat, Shape, TrainOn};
+use crate::chat::{AlpacaAs, EncodeChat, KnownWords, Shape, TrainOn};
 use crate::read::{self, ExampleOptions, OnMalformed, ReadReport};
 use crate::shard::{ExampleIndex, SourceEntry, SplitIndex, VERSION, token_width};
 use crate::{Error, Result};
@@ -48,6 +48,8 @@ pub struct ChatOptions {
     pub shape: Option<Shape>,
     /// What Alpaca records become; messages.
     pub alpaca: AlpacaAs,
+    /// See [`ExampleOptions::known`]; none.
+    pub known: KnownWords,
     /// What is learnt; what the assistant says.
     pub train_on: TrainOn,
     /// Most tokens of an example: one more than the context that it is to be trained in, whose last token is only a
@@ -78,6 +80,7 @@ impl Default for ChatOptions {
         Self {
             shape: read.shape,
             alpaca: read.alpaca,
+            known: read.known,
             train_on: TrainOn::Assistant,
             max_tokens: None,
             too_long: TooLong::Drop,
@@ -98,6 +101,7 @@ impl ChatOptions {
         ExampleOptions {
             shape: self.shape,
             alpaca: self.alpaca,
+            known: self.known.clone(),
             on_malformed: self.on_malformed,
             max_malformed_fraction: self.max_malformed_fraction,
             max_document_bytes: self.max_document_bytes,
@@ -162,6 +166,8 @@ impl LeftOut {
 pub struct ChatReport {
     /// Examples in both splits.
     pub examples: u64,
+    /// Those of them that are text without a prompt.
+    pub texts: u64,
     /// Tokens in them that are learnt.
     pub num_targets: u64,
     /// Tokens of the longest.
@@ -296,6 +302,8 @@ fn index_base(
             lost_tokens: report.dropped.tokens + report.truncated.tokens,
             nothing_learnt: report.nothing_learnt.examples,
             refused: report.refused.examples,
+            texts: report.texts,
+            unread_fields: report.read.unread_fields.clone(),
         }),
     }
 }

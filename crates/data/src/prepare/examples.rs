@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::chat::{ChatOptions, ChatReport, NothingLearnt, TooLong};
 use super::split::SplitPlan;
 use super::{Progress, Splits};
-use crate::chat::{EncodeChat, Example, Masked, learnt};
+use crate::chat::{Content, EncodeChat, Example, Masked, learnt};
 use crate::error::panic_message;
 use crate::read::{self, Examples, Item, OnMalformed, ReadReport};
 use crate::{Error, Result};
@@ -110,6 +110,7 @@ impl ExamplePipeline<'_> {
                 let valid = self.plan.holds_out(example.content.hash());
                 splits.push(valid, &masked.ids, &masked.spans, masked.text_bytes)?;
                 report.examples += 1;
+                report.texts += u64::from(matches!(example.content, Content::Text(_)));
                 report.num_targets += masked.num_targets();
                 report.longest = report.longest.max(masked.ids.len() as u64);
                 done.documents += 1;

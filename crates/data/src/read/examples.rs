@@ -1,6 +1,7 @@
 //! Files to examples: see [`examples`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,7 @@ use super::reader::{Open, Reader};
 use super::rows::RowRecords;
 use super::{OnMalformed, ReadOptions, ReadReport, Wanted};
 use crate::Result;
-use crate::chat::{AlpacaAs, Content, Example, RecordReader, Shape, parse_json};
+use crate::chat::{AlpacaAs, Content, Example, KnownWords, RecordReader, Shape, Unread, parse_json};
 
 /// How examples are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub struct ExampleOptions {
     pub shape: Option<Shape>,
     /// What records of [`Shape::Alpaca`] become.
     pub alpaca: AlpacaAs,
+    /// Roles and fields of messages that are known beside the usual ones.
+    pub known: KnownWords,
     /// What to do with malformed records; stop at the first one. Examples are few and written with care: one that cannot
     /// be read is a mistake to know of.
     pub on_malformed: OnMalformed,
@@ -38,6 +41,7 @@ impl Default for ExampleOptions {
         Self {
             shape: None,
             alpaca: AlpacaAs::Messages,
+            known: KnownWords::default(),
             on_malformed: OnMalformed::Error,
             max_malformed_fraction: read.max_malformed_fraction,
             max_document_bytes: read.max_document_bytes,
@@ -52,8 +56,15 @@ impl Default for ExampleOptions {
 /// # Errors
 /// As [`documents`](crate::documents).
 pub fn examples(inputs: &[PathBuf], options: ExampleOptions) -> Result<Examples> {
-    let ExampleOptions { shape, alpaca, on_malformed, max_malformed_fraction, max_document_bytes, keep_malformed } =
-        options;
+    let ExampleOptions {
+        shape,
+        alpaca,
+        known,
+        on_malformed,
+        max_malformed_fraction,
+        max_document_bytes,
+        keep_malformed,
+    } = options;
     let read = ReadOptions {
         on_malformed,
         max_malformed_fraction,
@@ -61,15 +72,17 @@ pub fn examples(inputs: &[PathBuf], options: ExampleOptions) -> Result<Examples>
         keep_malformed,
         ..ReadOptions::default()
     };
+    let (unread, known) = (Unread::default(), Arc::new(known));
+    let noted = unread.clone();
     let open: Open<Content> = Box::new(move |file, read, options| {
-        let records = RecordReader::new(shape, alpaca);
+        let records = RecordReader::new(shape, alpaca, known.clone(), noted.of_file(&file.path));
         Ok(match file.kind {
             Kind::Text => return Err(OpenError::Damaged("plain text, not records".to_owned())),
             Kind::Jsonl => Box::new(JsonRecords::new(open::stream(file, read)?, records, options)),
             Kind::Parquet => Box::new(RowRecords::new(open::seekable(file, read)?, records, options)),
         })
     });
-    Ok(Examples { reader: Reader::new(inputs, Wanted::Records, read, open)? })
+    Ok(Examples { reader: Reader::new(inputs, Wanted::Records, read, open)?, unread })
 }
 
 impl ParseLine for RecordReader {
@@ -83,6 +96,7 @@ impl ParseLine for RecordReader {
 /// Iterator over examples, see [`examples`].
 pub struct Examples {
     reader: Reader<Content>,
+    unread: Unread,
 }
 
 impl Examples {
@@ -93,7 +107,7 @@ impl Examples {
 
     /// The report, when reading is over.
     pub fn into_report(self) -> ReadReport {
-        self.reader.into_report()
+        ReadReport { unread_fields: self.unread.take(), ..self.reader.into_report() }
     }
 
     /// Bytes on disk of all files to read, as they are (compressed or not).

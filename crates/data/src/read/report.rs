@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::SkippedFile;
 
@@ -21,6 +21,31 @@ pub struct Malformed {
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, line {}: {}", self.path.display(), self.line, self.reason)
+    }
+}
+
+/// A field of one file's records that nothing is read from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnreadField {
+    /// The file.
+    pub path: PathBuf,
+    /// Its name; `messages[].NAME` for one of a message.
+    pub field: String,
+    /// How many records have it.
+    pub records: u64,
+    /// The first of them: its 1-based line, or row of a table.
+    pub line: u64,
+    /// The field that may have been meant.
+    pub nearest: Option<String>,
+}
+
+impl fmt::Display for UnreadField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, field, records, line, nearest } = self;
+        let records = if *records == 1 { "1 record".to_owned() } else { format!("{records} records") };
+        write!(f, "{}: the field `{field}` of {records} is not read (first in line {line})", path.display())?;
+        nearest.as_ref().map_or(Ok(()), |nearest| write!(f, "; the nearest that is read is `{nearest}`"))
     }
 }
 
@@ -54,6 +79,8 @@ pub struct ReadReport {
     pub num_malformed: u64,
     /// The first of them, with place and reason.
     pub malformed: Vec<Malformed>,
+    /// Fields of examples that nothing is read from, file by file; known when reading is over.
+    pub unread_fields: Vec<UnreadField>,
     /// Files that broke off before their end (each is also one malformed record).
     pub damaged_files: u64,
     /// Files and folders left out, all of them.
@@ -97,6 +124,7 @@ impl ReadReport {
         if self.cut_documents > 0 {
             lines.push(format!("documents longer than the limit were cut {} times", self.cut_documents));
         }
+        lines.extend(self.unread_fields.iter().map(ToString::to_string));
         lines.join("\n")
     }
 }

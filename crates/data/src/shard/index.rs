@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chat::TrainOn;
 use crate::prepare::TooLong;
+use crate::read::UnreadField;
 use crate::{Error, Result};
 
 /// Name of the index in a split's folder.
@@ -80,6 +81,12 @@ pub struct ExampleIndex {
     pub nothing_learnt: u64,
     /// Examples left out because the template refused them.
     pub refused: u64,
+    /// Examples that are text without a prompt.
+    #[serde(default)]
+    pub texts: u64,
+    /// Fields that nothing was read from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread_fields: Vec<UnreadField>,
 }
 
 /// One shard.

@@ -154,7 +154,8 @@ impl ChatEncoder {
             SpecialInContent::Text => {
                 let (marked, as_text) = self.render_marked(messages, &options)?;
                 if marked != text {
-                    let reason = "the template changes special tokens that messages hold; take them out, or use Parse";
+                    let reason =
+                        "the template changes special tokens that messages hold; take them out of the messages";
                     return Err(Error::ChatOption { option: "special_in_content", reason: reason.to_string() });
                 }
                 Some(as_text)

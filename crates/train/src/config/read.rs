@@ -11,6 +11,16 @@ use crate::{Error, Result};
 /// The longest part of a value that a message shows.
 const SHOWN: usize = 60;
 
+/// Keys of which a run has one: with `--set` of one, those of the file are replaced.
+const EXCLUSIVE: [&[&str]; 3] = [
+    &["train.steps", "train.tokens", "train.epochs"],
+    &["model.preset", "model.from"],
+    &["data.valid", "data.valid_fraction"],
+];
+
+/// Values that switch a key off, so that nothing is excluded by it.
+const NOTHING: [&str; 4] = ["0", "0.0", "[]", ""];
+
 /// What a user wrote: the run file and what is set on top of it.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -73,6 +83,40 @@ impl Source {
         })
     }
 
+    /// What `--set` did beyond its own keys, a line each.
+    pub fn notes(&self) -> Vec<String> {
+        let Ok(mut table) = toml::from_str::<toml::Table>(&self.text) else { return vec![] };
+        let mut notes = self.replace(&mut table);
+        let adapts = self.set.iter().find(|s| s.trim_start().starts_with("adapter."));
+        if let (Some(set), None) = (adapts, table.get("adapter")) {
+            let path = self.path.display();
+            notes.push(format!("note: {path} has no [adapter]: --set {set} makes it a run of an adapter"));
+        }
+        notes
+    }
+
+    /// Takes keys of the file out that exclude the one of `--set`, and says which.
+    fn replace(&self, table: &mut toml::Table) -> Vec<String> {
+        let set = self.set.iter().filter_map(|s| s.split_once('=')).map(|(key, value)| (key.trim(), value.trim()));
+        let set: Vec<(&str, &str)> = set.filter(|(_, value)| !NOTHING.contains(value)).collect();
+        let mut notes = vec![];
+        for group in EXCLUSIVE {
+            let mut of_group = set.iter().filter(|(key, _)| group.contains(key));
+            let Some((key, value)) = of_group.next() else { continue };
+            if of_group.any(|(other, _)| other != key) {
+                continue;
+            }
+            for other in group.iter().filter(|other| *other != key) {
+                let Some(was) = written(table, other) else { continue };
+                let Some((section, name)) = other.split_once('.') else { continue };
+                table.get_mut(section).and_then(toml::Value::as_table_mut).and_then(|section| section.remove(name));
+                let path = self.path.display();
+                notes.push(format!("note: --set {key}={} replaces {other} = {was} of {path}", cut(value)));
+            }
+        }
+        notes
+    }
+
     /// The file's table with `--set` applied.
     fn table(&self) -> Result<toml::Table> {
         let mut table: toml::Table = toml::from_str(&self.text).map_err(|error| {
@@ -83,6 +127,7 @@ impl Source {
             let message = shown.map_or(message.clone(), |shown| format!("{message} (in `{}`)", cut(shown)));
             Error::Parse { path: self.path.clone(), line, message }
         })?;
+        self.replace(&mut table);
         for assignment in &self.set {
             apply(&mut table, assignment)?;
         }
@@ -286,6 +331,26 @@ mod tests {
         assert!(error("seed = 1", &["seed.x=2"]).contains("not a section"));
         let message = error(GOOD, &["train.steps=5", "train.batch_size=0"]);
         assert!(message.starts_with("--set `train.batch_size` = 0: "), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_set_key_replaces_what_excludes_it() -> Result<()> {
+        let file = "[train]\nepochs = 3\n[data]\nvalid = ['v']\n";
+        let of = |set: &[&str]| {
+            let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+            Source::new(file, Path::new("run.toml"), &set)
+        };
+        let source = of(&["train.steps = 7", "data.valid_fraction=0.1"]);
+        let config = source.config()?;
+        assert_eq!((config.train.steps, config.train.epochs, config.data.valid.len()), (Some(7), None, 0));
+        let notes = source.notes();
+        assert_eq!(notes[0], "note: --set train.steps=7 replaces train.epochs = 3 of run.toml");
+        assert_eq!(notes.len(), 2);
+        let adapted = of(&["adapter.rank=8"]).notes();
+        assert!(adapted[0].contains("no [adapter]") && adapted[0].contains("adapter.rank=8"), "{adapted:?}");
+        let both = of(&["train.steps=7", "train.tokens=9", "data.valid_fraction=0"]);
+        assert!(both.notes().is_empty() && both.config()?.train.epochs.is_some(), "no choice to make");
         Ok(())
     }
 
