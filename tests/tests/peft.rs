@@ -145,7 +145,6 @@ fn logits_loss_and_every_gradient_are_those_of_peft() -> Result<()> {
     for (name, base, _) in CASES {
         let case = open(name, base, DType::F32)?;
         let ids = case.ids()?;
-        let (b, t) = ids.dims2()?;
         let logit = max_abs(&(case.model.logits(&ids)? - case.tensor("logits")?)?)?;
         assert!(logit < TOLERANCE.0, "{name}: logits differ by {logit:.2e}");
 

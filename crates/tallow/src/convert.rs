@@ -6,7 +6,7 @@ use tallow_adapters::NamedAdapter;
 use tallow_models::save_model;
 use tallow_nn::plan_params;
 
-use crate::gguf_adapter::{open_adapter, write_adapter};
+use crate::gguf_adapter::{Parts, open_adapter, write_adapter};
 use crate::merge::{Difference, compare, compared_ids, logits};
 use crate::open::{Base, Dtype, Error, OpenOptions, Result, open, open_with};
 
@@ -77,7 +77,8 @@ fn write_and_compare(model: &str, adapter: &Path, out: &Path, text: &str) -> Res
         let plan = files.plan(&base)?;
         let ids = compared_ids(&adapted, adapter, text)?;
         let before = logits(adapted.decoder(), adapted.device(), &ids)?;
-        write_adapter(out, adapted.checkpoint(), config, &base, &plan, &files)?;
+        let parts = Parts { model: adapted.checkpoint(), config, base: &base, plan: &plan, files: &files };
+        write_adapter(out, parts)?;
         (ids, before)
     };
     let written = beside(out)?;
