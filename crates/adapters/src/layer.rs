@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use tallow_nn::{Embedding, Error, ForwardContext, Head, HeadMatrix, Linear, LinearSpec, Lookup, Projection, Result};
 use tallow_ops::{
     LoraWeights, Weight, composed_of, embedding, linear, lora_linear_sum, merge_lora, merged_norms, residual_add,
@@ -162,6 +162,10 @@ impl LoraHead {
 }
 
 impl HeadMatrix for LoraHead {
+    fn dtype(&self) -> DType {
+        self.weight.dtype()
+    }
+
     fn weight(&self, adapters: Option<&[f32]>) -> Result<Weight> {
         let active = self.beside.active(adapters)?;
         if active.is_empty() {

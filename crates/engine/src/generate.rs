@@ -66,7 +66,7 @@ pub fn generate(
     }
     let mut sampler = Sampler::new(options.sampler.clone())?;
     let capacity = limit.min(prompt.len().saturating_add(options.max_tokens));
-    let mut cache = ContiguousCache::new(model.shape().num_layers, capacity, model.head().weight()?.dtype(), device);
+    let mut cache = ContiguousCache::new(model.shape().num_layers, capacity, model.head().dtype(), device);
     let mut history = prompt.to_vec();
     let mut pending = prompt.to_vec();
     let mut finish_reason = FinishReason::Length;

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use tallow_ops::{Weight, embedding, layer_norm, linear, rms_norm};
 
 use crate::{ForwardContext, Result};
@@ -133,6 +133,9 @@ pub trait HeadMatrix: Debug + Send + Sync {
     /// # Errors
     /// If it cannot be computed.
     fn weight(&self, adapters: Option<&[f32]>) -> Result<Weight>;
+
+    /// Its dtype, without computing it.
+    fn dtype(&self) -> DType;
 }
 
 /// A language-model head: the matrix `[v, c]` that gives logits.
@@ -161,6 +164,14 @@ impl Head {
         match self {
             Head::Plain(weight) => Ok(weight.clone()),
             Head::Of(matrix) => matrix.weight(adapters),
+        }
+    }
+
+    /// The dtype of its matrix, which is not computed for it.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Head::Plain(weight) => weight.dtype(),
+            Head::Of(matrix) => matrix.dtype(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tallow_adapters::NamedAdapter;
-use tallow_models::save_model;
+use tallow_models::{QuantizeConfig, save_model};
 use tallow_nn::plan_params;
 
 use crate::gguf_adapter::{Parts, open_adapter, write_adapter};
@@ -65,6 +65,7 @@ fn write_and_compare(model: &str, adapter: &Path, out: &Path, text: &str) -> Res
             return Err(Error::Convert { path: adapter.to_path_buf(), reason: reason.into() });
         }
         if let Some(trained) = said("base_quantization") {
+            let trained = QuantizeConfig::note_in_words(Some(trained));
             notes.push(format!(
                 "note: the adapter was trained beside {trained}; as a GGUF file it is put beside the model's own weights"
             ));

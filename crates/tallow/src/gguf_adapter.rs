@@ -32,10 +32,14 @@ const MERGE: &str = "add it to the model with `tallow merge` and use that";
 /// model without an adapter.
 ///
 /// # Errors
-/// If it is malformed or another kind of adapter, or a GGUF adapter of another model.
+/// If it is not there, malformed or another kind of adapter, or a GGUF adapter of another model.
 pub fn open_adapter(path: &Path, config: &dyn ModelConfig, base: &[ParamSpec]) -> Result<PeftAdapter> {
     match path.is_file() {
         true => read(path, config, base),
+        false if !path.exists() => Err(wrong(
+            path,
+            "there is no such folder or file; give a PEFT directory (a run's `final/`) or a GGUF file".into(),
+        )),
         false => Ok(PeftAdapter::open(path)?),
     }
 }
