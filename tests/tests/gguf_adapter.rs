@@ -178,7 +178,8 @@ fn what_is_written_is_what_llama_cpps_script_writes() -> Result<()> {
         }
         assert_eq!(ours.get_f32("adapter.lora.alpha")?, theirs.get_f32("adapter.lora.alpha")?, "{name}");
         let (mut a, mut b) = (ours.names(), theirs.names());
-        (a.sort_unstable(), b.sort_unstable());
+        a.sort_unstable();
+        b.sort_unstable();
         assert_eq!(a, b, "{name}");
         for tensor in a {
             let shape = |file: &GgufFile| file.info(tensor).map(|info| info.shape.clone());
