@@ -103,10 +103,10 @@ impl fmt::Display for QuantizeConfig {
 }
 
 impl QuantizeConfig {
-    /// What a note of an adapter's files says, in words; as it is where it says something else.
+    /// What a note of an adapter's files says, in words: `none` without one, as it is where it says something else.
     pub fn note_in_words(note: Option<&Value>) -> String {
         match note {
-            None | Some(Value::Null) => "a base that is not quantized".into(),
+            None | Some(Value::Null) => "none".into(),
             Some(note) => {
                 serde_json::from_value(note.clone()).map_or(note.to_string(), |config: Self| config.to_string())
             }
