@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use tallow::adapters::{AdapterPlan, AdapterSet, LoraConfig, NamedAdapter, Targets, write_peft};
 use tallow::engine::{GenerateOptions, generate};
 use tallow::formats::hf::ModelDir;
-use tallow::models::{Checkpoint, Decoder};
-use tallow::nn::{Fill, ForwardContext, Init, ParamSpec, ParamStore, RandomInit, StoreOptions, plan_params};
+use tallow::models::{Checkpoint, Decoder, Shape};
+use tallow::nn::{
+    Fill, ForwardContext, Head, HeadMatrix, Init, ParamSpec, ParamStore, RandomInit, StoreOptions, plan_params,
+};
+use tallow::ops::Weight;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -142,5 +146,59 @@ fn what_does_not_go_together_is_an_error_that_names_both() -> Result<()> {
     let alone = beside(&[d])?.0;
     assert_eq!(logits(alone.as_ref(), Some(&[0.0]))?, logits(plain()?.0.as_ref(), None)?);
     assert!(logits(alone.as_ref(), Some(&[0.5])).is_err() && logits(alone.as_ref(), Some(&[1.0, 1.0])).is_err());
+    Ok(())
+}
+
+/// A head that counts how often its matrix is asked for.
+#[derive(Debug)]
+struct Counted(Head, Arc<AtomicUsize>);
+
+impl HeadMatrix for Counted {
+    fn weight(&self, adapters: Option<&[f32]>) -> tallow::nn::Result<Weight> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Ok(self.0.table(adapters)?.table().weight.clone())
+    }
+
+    fn dtype(&self) -> DType {
+        self.0.dtype()
+    }
+}
+
+struct WithHead(Box<dyn Decoder>, Head);
+
+impl Decoder for WithHead {
+    fn shape(&self) -> &Shape {
+        self.0.shape()
+    }
+
+    fn embed(&self, ids: &Tensor, cx: &mut ForwardContext) -> tallow::nn::Result<Tensor> {
+        self.0.embed(ids, cx)
+    }
+
+    fn block(&self, index: usize, x: &Tensor, cx: &mut ForwardContext) -> tallow::nn::Result<Tensor> {
+        self.0.block(index, x, cx)
+    }
+
+    fn final_norm(&self, x: &Tensor) -> tallow::nn::Result<Tensor> {
+        self.0.final_norm(x)
+    }
+
+    fn head(&self) -> &Head {
+        &self.1
+    }
+}
+
+#[test]
+fn a_head_with_an_adapter_is_computed_for_tokens_only() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    of_head(dir.path())?;
+    let (model, _store) = beside(&[named(dir.path(), 1.0)])?;
+    let count = Arc::new(AtomicUsize::new(0));
+    let head = Head::Of(Arc::new(Counted(model.head().clone(), count.clone())));
+    let model = WithHead(model, head);
+    // Others than those that the model has of its own.
+    let options = GenerateOptions { max_tokens: 4, adapters: Some(Arc::from([0.5])), ..GenerateOptions::default() };
+    let out = generate(&model, &Device::Cpu, &IDS, &options, &mut |_| true)?;
+    assert_eq!((out.ids.len(), count.load(Ordering::Relaxed)), (4, 4));
     Ok(())
 }

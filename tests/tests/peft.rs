@@ -17,27 +17,37 @@ use tallow::nn::{Fill, ParamSpec, ParamStore, StoreOptions, plan_params};
 use tallow::ops::CrossEntropyOptions;
 use tallow::train::{StepOptions, forward_backward};
 
-/// Base and adapter of each.
-const CASES: &[(&str, &str)] = &[
-    ("dora", "llama-gqa"),
-    ("embedding", "llama-gqa"),
-    ("embedding-tied", "llama-tied"),
-    ("gpt2", "gpt2"),
-    ("gpt2-dora", "gpt2-untied"),
-    ("lora-all-linear", "mistral-window"),
-    ("lora-qv", "llama-gqa"),
-    ("patterns", "llama-head-dim"),
-    ("regex-layers", "llama-gqa"),
-    ("rslora", "llama-biases"),
-    ("save-head", "llama-gqa"),
-    ("save-norms", "llama-rope-llama3"),
-    ("tokens", "llama-gqa"),
-    ("tokens-gpt2", "gpt2"),
-    ("tokens-tied", "llama-tied"),
+/// Adapter, base, and by how much peft itself is off in bf16: `peft_adapters.py` prints it.
+const CASES: &[(&str, &str, f64)] = &[
+    ("dora", "llama-gqa", 0.076),
+    ("dora-all-linear", "mistral-window", 0.21),
+    ("embedding", "llama-gqa", 0.073),
+    ("embedding-tied", "llama-tied", 0.065),
+    ("gpt2", "gpt2", 0.067),
+    ("gpt2-dora", "gpt2-untied", 0.29),
+    ("gpt2-head", "gpt2-untied", 0.24),
+    ("gpt2-save", "gpt2-exact-gelu", 0.091),
+    ("head", "llama-rope-linear", 0.035),
+    ("lora-all-linear", "mistral-window", 0.055),
+    ("lora-qv", "llama-gqa", 0.04),
+    ("patterns", "llama-head-dim", 0.12),
+    ("regex-layers", "llama-gqa", 0.049),
+    ("rslora", "llama-biases", 0.098),
+    ("save-head", "llama-gqa", 0.049),
+    ("save-norms", "llama-rope-llama3", 0.091),
+    ("tokens", "llama-gqa", 0.039),
+    ("tokens-gpt2", "gpt2", 0.035),
+    ("tokens-tied", "llama-tied", 0.062),
 ];
 
 /// Of a logit, of the mean loss in nats, and of a gradient's element as a share of the largest of its parameter.
 const TOLERANCE: (f64, f64, f64) = (2e-5, 2e-6, 2e-5);
+
+/// In bf16, by the norm of the difference as a share of that of peft's f32 values: of the logits (measured up to 2.0e-2); of any
+/// gradient, as a multiple of the worst that peft's own bf16 gives for that adapter (measured up to 1.23 of it, 0.33 outright); and
+/// the median of all 267 gradients (measured 3.5e-2). Rounding to 8 bits is off by 2^-9 at most, but two or three layers of large
+/// weights and, in `gpt2-untied`, unscaled and nearly one-hot attention amplify it: hence no one number for every adapter.
+const TOLERANCE_BF16: (f64, f64, f64) = (2.5e-2, 1.5, 4.5e-2);
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
@@ -55,7 +65,15 @@ struct Case {
     expected: HashMap<String, Tensor>,
 }
 
-fn open(name: &str, base: &str) -> Result<Case> {
+/// The norm of the difference as a share of the second's.
+fn apart(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
+    let norm = |x: &Tensor| -> Result<f64> {
+        Ok(f64::from(x.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
+    };
+    Ok(norm(&(ours.to_dtype(DType::F32)? - theirs)?)? / norm(theirs)?)
+}
+
+fn open(name: &str, base: &str, dtype: DType) -> Result<Case> {
     let dir = root().join("peft").join(name);
     let checkpoint = Checkpoint::open_dir(&ModelDir::open(&root().join("hf").join(base))?)?;
     let config = checkpoint.config();
@@ -65,7 +83,7 @@ fn open(name: &str, base: &str) -> Result<Case> {
     let plan = files.plan(&base_specs)?;
     let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
     let trainable = |spec: &ParamSpec| plan.is_trained(spec);
-    let options = StoreOptions { trainable: &trainable, ..StoreOptions::frozen(DType::F32, Device::Cpu) };
+    let options = StoreOptions { trainable: &trainable, ..StoreOptions::frozen(dtype, Device::Cpu) };
     let fill = AdapterFill::of_files(&checkpoint, &plan, &specs, &files);
     let store = ParamStore::new(specs.clone(), &options, &fill)?;
     let decoder = store.build(|b| plan.build(b, |b| config.build(b)))?;
@@ -81,6 +99,39 @@ impl Case {
     fn ids(&self) -> Result<Tensor> {
         Ok(self.tensor("input_ids")?.to_dtype(DType::U32)?)
     }
+
+    /// Leaves the gradients of the mean loss, which it returns, in the store.
+    fn backward(&self) -> Result<f64> {
+        let ids = self.ids()?;
+        let (b, t) = ids.dims2()?;
+        let targets = self.tensor("targets")?.flatten_all()?.to_vec1::<i64>()?;
+        let counted = targets.iter().filter(|&&id| id >= 0).count();
+        let targets: Vec<u32> = targets.iter().map(|&id| u32::try_from(id).unwrap_or(u32::MAX)).collect();
+        let targets = Tensor::from_vec(targets, (b, t), &Device::Cpu)?;
+        let mut cx = self.model.context(b, 0, t)?;
+        let options = CrossEntropyOptions { scale: 1.0 / counted as f64, ..Default::default() };
+        let first_stage = self.model.store.first_trained_stage().ok_or("nothing is trained")?;
+        let step = StepOptions { first_stage, ..StepOptions::default() };
+        let decoder = self.model.decoder.as_ref();
+        Ok(forward_backward(decoder, &ids, (&targets).into(), &mut cx, &options, step)?.mean())
+    }
+
+    /// Name, our gradient and theirs, of each trained parameter. All that peft recorded are there, and no others.
+    fn gradients(&self) -> Result<Vec<(String, Tensor, Tensor)>> {
+        let mut all = vec![];
+        for param in self.model.store.params() {
+            let name = &param.spec.name;
+            let Some(ours) = self.model.store.grad(param)? else {
+                assert!(!self.plan.is_trained(&param.spec), "{name} has no gradient");
+                continue;
+            };
+            let ours = if param.spec.stored_transposed { ours.t()? } else { ours };
+            all.push((name.clone(), ours, self.tensor(&format!("base_model.model.{name}"))?.clone()));
+        }
+        let theirs = self.expected.keys().filter(|key| key.starts_with("base_model.")).count();
+        assert_eq!(all.len(), theirs, "gradients compared and recorded");
+        Ok(all)
+    }
 }
 
 #[test]
@@ -88,52 +139,63 @@ fn every_fixture_is_a_case() -> Result<()> {
     let entries = std::fs::read_dir(root().join("peft"))?.collect::<std::io::Result<Vec<_>>>()?;
     let mut found: Vec<String> = entries.iter().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     found.sort();
-    assert_eq!(found, CASES.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    assert_eq!(found, CASES.iter().map(|(name, ..)| *name).collect::<Vec<_>>());
     Ok(())
 }
 
 #[test]
 fn logits_loss_and_every_gradient_are_those_of_peft() -> Result<()> {
-    for (name, base) in CASES {
-        let case = open(name, base)?;
+    for (name, base, _) in CASES {
+        let case = open(name, base, DType::F32)?;
         let ids = case.ids()?;
-        let (b, t) = ids.dims2()?;
         let logit = max_abs(&(case.model.logits(&ids)? - case.tensor("logits")?)?)?;
         assert!(logit < TOLERANCE.0, "{name}: logits differ by {logit:.2e}");
 
-        let targets = case.tensor("targets")?.flatten_all()?.to_vec1::<i64>()?;
-        let counted = targets.iter().filter(|&&id| id >= 0).count();
-        let targets: Vec<u32> = targets.iter().map(|&id| u32::try_from(id).unwrap_or(u32::MAX)).collect();
-        let targets = Tensor::from_vec(targets, (b, t), &Device::Cpu)?;
-        let mut cx = case.model.context(b, 0, t)?;
-        let options = CrossEntropyOptions { scale: 1.0 / counted as f64, ..Default::default() };
-        let first_stage = case.model.store.first_trained_stage().ok_or("nothing is trained")?;
-        let step = StepOptions { first_stage, ..StepOptions::default() };
-        let decoder = case.model.decoder.as_ref();
-        let sums = forward_backward(decoder, &ids, (&targets).into(), &mut cx, &options, step)?;
+        let mean = case.backward()?;
         let want = f64::from(case.tensor("loss")?.flatten_all()?.to_vec1::<f32>()?[0]);
-        let loss = (sums.mean() - want).abs();
+        let loss = (mean - want).abs();
         assert!(loss < TOLERANCE.1, "{name}: loss differs by {loss:.2e}");
 
-        let mut worst = 0f64;
-        let mut compared = 0;
-        for param in case.model.store.params() {
-            let Some(ours) = case.model.store.grad(param)? else {
-                assert!(!case.plan.is_trained(&param.spec), "{name}: {} has no gradient", param.spec.name);
-                continue;
-            };
-            let ours = if param.spec.stored_transposed { ours.t()? } else { ours };
-            let theirs = case.tensor(&format!("base_model.model.{}", param.spec.name))?;
-            let relative = max_abs(&(ours - theirs)?)? / max_abs(theirs)?;
-            assert!(relative < TOLERANCE.2, "{name}: gradient of {}: {relative:.2e}", param.spec.name);
-            (worst, compared) = (worst.max(relative), compared + 1);
+        let (mut worst, mut gradients) = (0f64, 0);
+        for (of, ours, theirs) in case.gradients()? {
+            let relative = max_abs(&(ours - &theirs)?)? / max_abs(&theirs)?;
+            assert!(relative < TOLERANCE.2, "{name}: gradient of {of}: {relative:.2e}");
+            (worst, gradients) = (worst.max(relative), gradients + 1);
         }
-        let theirs = case.expected.keys().filter(|key| key.starts_with("base_model.")).count();
-        assert_eq!(compared, theirs, "{name}: gradients compared and recorded");
         println!(
-            "{name:16} logit {logit:.1e}, loss {loss:.1e}, gradient {worst:.1e} of its largest, {compared} of them"
+            "{name:16} logit {logit:.1e}, loss {loss:.1e}, gradient {worst:.1e} of its largest, {gradients} of them"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn in_bf16_they_are_those_of_peft_within_its_rounding() -> Result<()> {
+    let mut all = vec![];
+    for (name, base, theirs_off) in CASES {
+        let case = open(name, base, DType::BF16)?;
+        let logits = apart(&case.model.logits(&case.ids()?)?, case.tensor("logits")?)?;
+        assert!(logits < TOLERANCE_BF16.0, "{name}: logits differ by {logits:.2e}");
+        case.backward()?;
+        let (mut worst, mut of_worst) = (0f64, String::new());
+        for (of, ours, theirs) in case.gradients()? {
+            assert_eq!(ours.dtype(), DType::F32, "{name}: gradient of {of}");
+            let relative = apart(&ours, &theirs)?;
+            assert!(relative < TOLERANCE_BF16.1 * theirs_off, "{name}: gradient of {of}: {relative:.2e}");
+            all.push(relative);
+            if relative > worst {
+                (worst, of_worst) = (relative, of);
+            }
+        }
+        println!(
+            "{name:16} bf16: logits {logits:.1e}, gradient {worst:.1e}, {:.2} of peft's ({of_worst})",
+            worst / theirs_off
+        );
+    }
+    all.sort_by(f64::total_cmp);
+    let median = all[all.len() / 2];
+    println!("{} gradients, median {median:.1e}, greatest {:.1e}", all.len(), all[all.len() - 1]);
+    assert!(median < TOLERANCE_BF16.2, "the median of {} gradients is off by {median:.2e}", all.len());
     Ok(())
 }
 
@@ -153,8 +215,8 @@ impl Fill for Merged<'_> {
 
 #[test]
 fn merged_logits_are_those_of_peft() -> Result<()> {
-    for (name, base) in CASES {
-        let case = open(name, base)?;
+    for (name, base, _) in CASES {
+        let case = open(name, base, DType::F32)?;
         let config = case.model.checkpoint.config();
         let options = StoreOptions::frozen(DType::F32, Device::Cpu);
         let store = ParamStore::new(case.base_specs.clone(), &options, &Merged(&case))?;
@@ -170,8 +232,8 @@ fn merged_logits_are_those_of_peft() -> Result<()> {
 
 #[test]
 fn what_we_write_is_what_we_read() -> Result<()> {
-    for (name, base) in CASES {
-        let case = open(name, base)?;
+    for (name, base, _) in CASES {
+        let case = open(name, base, DType::F32)?;
         let dir = tempfile::tempdir()?;
         write_peft(dir.path(), &case.plan, &case.model.store, base, None)?;
         let again = PeftAdapter::open(dir.path())?;

@@ -162,6 +162,10 @@ impl LoraHead {
 }
 
 impl HeadMatrix for LoraHead {
+    fn dtype(&self) -> DType {
+        self.weight.dtype()
+    }
+
     fn weight(&self, adapters: Option<&[f32]>) -> Result<Weight> {
         let active = self.beside.active(adapters)?;
         if active.is_empty() {
@@ -191,9 +195,5 @@ impl HeadMatrix for LoraHead {
         }
         *merged = Some((factors, weight.clone()));
         Ok(weight)
-    }
-
-    fn dtype(&self) -> DType {
-        self.weight.dtype()
     }
 }

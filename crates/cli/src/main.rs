@@ -57,7 +57,7 @@ enum Command {
     Finetune(finetune::FinetuneArgs),
     /// Add an adapter to its model, and measure what that changes
     Merge(merge::MergeArgs),
-    /// Write an adapter as a GGUF file, for llama.cpp
+    /// Write an adapter as a GGUF file for llama.cpp, or a model as safetensors
     Convert(convert::ConvertArgs),
     /// Continue a prompt
     Generate(generate::GenerateArgs),

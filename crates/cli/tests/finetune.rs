@@ -5,7 +5,7 @@ mod rig;
 
 use std::fs;
 
-use rig::run::{names, trajectory};
+use rig::run::{names, pretrain, trajectory};
 use rig::school::{RUN, finetune, finetune_command, school};
 use rig::{fails, object, stdout, tallow};
 use serde_json::{Value, json};
@@ -96,6 +96,21 @@ fn a_base_of_four_bits_is_resumed_bit_for_bit() {
     fails(&finetune(at, &["output=x", "adapter.quantize_block=128"], &[]), 2, &["adapter.quantize_block", "nf4"]);
     let block = ["output=x", "adapter.quantize=nf4", "adapter.quantize_block=48"];
     fails(&finetune(at, &block, &[]), 2, &["adapter.quantize_block", "48", "power of two"]);
+    let other = finetune(at, &["output=tuned", "adapter.quantize=fp4"], &["--resume"]);
+    fails(&other, 2, &["adapter.quantize", "fp4", "started with nf4 (embeddings q8_0,"]);
+
+    // What a default cannot do is not said to have been asked for.
+    stdout(&pretrain(at, &["output=narrow", "model.hidden_size=24", "train.steps=1", "data.context_length=256"], &[]));
+    let narrow = ["output=x", "model.from=narrow/final", "adapter.quantize=nf4"];
+    fails(
+        &finetune(at, &narrow, &[]),
+        2,
+        &["adapter.quantize_embeddings", "q8_0", "the default", "24; use nf4 or none"],
+    );
+    let said = finetune(at, &[&narrow[..], &["adapter.quantize_embeddings=q8_0"]].concat(), &[]);
+    fails(&said, 2, &["adapter.quantize_embeddings"]);
+    assert!(!String::from_utf8_lossy(&said.stderr).contains("the default"));
+    stdout(&finetune(at, &[&narrow[..], &["adapter.quantize_embeddings=none", "train.steps=1"]].concat(), &[]));
 }
 
 #[test]
@@ -123,7 +138,11 @@ fn adapters_are_added_by_their_weights_and_converted() {
     fails(&tallow(at, dora), 1, &["dora/final", "DoRA", "alone"]);
     stdout(&finetune(at, &["output=four", "adapter.quantize=nf4"], &[]));
     let four = "score --model out/final --text x --adapter one/final --adapter four/final";
-    fails(&tallow(at, four), 1, &["four/final", "nf4", "--base original"]);
+    fails(
+        &tallow(at, four),
+        1,
+        &["four/final", "beside nf4 (embeddings q8_0, blocks of 64, double quantization);", "--base original"],
+    );
     assert!(score("--base original --adapter one/final --adapter four/final").is_finite());
 
     // As llama.cpp takes adapters, and back.
@@ -156,9 +175,18 @@ fn plan_says_what_fits_in_a_memory() {
         let largest = |memory: u64| plan(&format!("--memory {memory}"))["largest"][name].as_u64().expect("a size");
         assert_eq!((largest(total), largest(total - 1)), (size, size - 1), "{name}");
     }
-    assert!(plan("--memory 1MiB")["largest"]["rank"].is_null());
+    let none = &plan("--memory 1MiB")["largest"];
+    assert!(none["rank"].is_null() && none["fits"] == false && none["at_bound"]["rank"] == false, "{none}");
+    let text = stdout(&tallow(at, "plan tune.toml --memory 1MiB"));
+    for words in ["does not fit in 1 MiB, since it takes", "not even 1 row", "not even context 1", "not even rank 1"] {
+        assert!(text.contains(words), "{text}");
+    }
+    // Little enough that more rows would need more, and that no context or rank does: these are the model's own bounds.
     let text = stdout(&tallow(at, "plan tune.toml --memory 64MiB"));
-    assert!(text.contains("fits         in 64 MiB") && text.contains("rank"), "{text}");
+    assert!(text.contains("fits         in 64 MiB") && !text.contains("the most that is tried"), "{text}");
+    assert!(text.contains("context 256 (the most that the model has), or rank 32 (the most that its"), "{text}");
+    let at_bound = &plan("--memory 64MiB")["largest"]["at_bound"];
+    assert_eq!(*at_bound, json!({ "micro_batch_size": false, "context_length": true, "rank": true }));
     fails(&tallow(at, "plan tune.toml --memory much"), 2, &["--memory", "4GiB"]);
 }
 
@@ -208,6 +236,11 @@ fn mistakes_name_the_key_or_the_line() {
     fs::write(at.join("bad.jsonl"), format!("{empty}\n")).expect("written");
     fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &["bad.jsonl, line 1"]);
     fails(&tallow(at, "generate --model out/final --adapter out --prompt x"), 1, &["adapter_config.json"]);
+    fails(
+        &tallow(at, "generate --model out/final --adapter nowhere --prompt x"),
+        1,
+        &["nowhere: there is no such folder"],
+    );
     fails(&tallow(at, "pretrain tune.toml"), 2, &["tallow finetune"]);
 }
 

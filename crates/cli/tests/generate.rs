@@ -52,6 +52,20 @@ fn the_stream_is_prompt_and_text() {
 }
 
 #[test]
+fn a_chat_template_that_is_not_applied_is_told() {
+    let dir = workshop();
+    model(dir.path());
+    let told = || {
+        let out = generate(dir.path(), "--max-tokens 1");
+        stdout(&out);
+        String::from_utf8_lossy(&out.stderr).contains("`tallow chat` applies it")
+    };
+    assert!(!told());
+    std::fs::write(dir.path().join("out/final/chat_template.jinja"), "{{ messages[0].content }}").expect("written");
+    assert!(told());
+}
+
+#[test]
 fn text_appears_while_it_is_made() {
     let dir = workshop();
     model(dir.path());

@@ -154,6 +154,13 @@ fn kills_change_nothing_in_dora_with_bf16_recomputation_and_noise() {
     kill_and_resume(&school(), &job, &[&ADAPTED[..], &more].concat(), 6, 0x0d05_a111);
 }
 
+#[test]
+fn kills_change_nothing_beside_a_quantized_base() {
+    let job = Job { command: finetune_command, weights: "adapter_model.safetensors" };
+    let four_bits = ["adapter.quantize=nf4", "adapter.quantize_embeddings=q8_0"];
+    kill_and_resume(&school(), &job, &[&ADAPTED[..], &four_bits].concat(), 8, 0x0041_07a5);
+}
+
 /// Waits until the run has done some steps, then sends the signal.
 fn signalled(dir: &Path, set: &[&str], signal: &str) -> Output {
     let child = start(dir, set, &[]);

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tallow_formats::gguf::GgmlType;
 use tallow_nn::{Fill, GgmlMatrix, Pack, ParamSpec, Role};
 use tallow_ops::{FourBit, FourBitKind, PackedMatrix, quantize_four_bit};
@@ -89,7 +90,29 @@ pub struct QuantizeConfig {
     pub double: bool,
 }
 
+impl fmt::Display for QuantizeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { projections, embeddings, block, double } = self;
+        write!(f, "{projections} (embeddings {embeddings}")?;
+        match projections {
+            Quantization::FourBit(_) if *double => write!(f, ", blocks of {block}, double quantization)"),
+            Quantization::FourBit(_) => write!(f, ", blocks of {block})"),
+            _ => f.write_str(")"),
+        }
+    }
+}
+
 impl QuantizeConfig {
+    /// What a note of an adapter's files says, in words: `none` without one, as it is where it says something else.
+    pub fn note_in_words(note: Option<&Value>) -> String {
+        match note {
+            None | Some(Value::Null) => "none".into(),
+            Some(note) => {
+                serde_json::from_value(note.clone()).map_or(note.to_string(), |config: Self| config.to_string())
+            }
+        }
+    }
+
     fn of(&self, spec: &ParamSpec) -> Quantization {
         match spec.role {
             _ if spec.shape.len() != 2 => Quantization::None,

@@ -144,7 +144,7 @@ pub trait HeadMatrix: Debug + Send + Sync {
     /// If it cannot be computed.
     fn weight(&self, adapters: Option<&[f32]>) -> Result<Weight>;
 
-    /// Its dtype.
+    /// Its dtype, without computing it.
     fn dtype(&self) -> DType;
 }
 

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use tallow_adapters::NamedAdapter;
-use tallow_models::save_model;
+use tallow_models::{QuantizeConfig, save_model};
 use tallow_nn::plan_params;
 
-use crate::gguf_adapter::{open_adapter, write_adapter};
+use crate::gguf_adapter::{Parts, open_adapter, write_adapter};
 use crate::merge::{Difference, compare, compared_ids, logits};
 use crate::open::{Base, Dtype, Error, OpenOptions, Result, open, open_with};
 
@@ -65,6 +65,7 @@ fn write_and_compare(model: &str, adapter: &Path, out: &Path, text: &str) -> Res
             return Err(Error::Convert { path: adapter.to_path_buf(), reason: reason.into() });
         }
         if let Some(trained) = said("base_quantization") {
+            let trained = QuantizeConfig::note_in_words(Some(trained));
             notes.push(format!(
                 "note: the adapter was trained beside {trained}; as a GGUF file it is put beside the model's own weights"
             ));
@@ -77,7 +78,8 @@ fn write_and_compare(model: &str, adapter: &Path, out: &Path, text: &str) -> Res
         let plan = files.plan(&base)?;
         let ids = compared_ids(&adapted, adapter, text)?;
         let before = logits(adapted.decoder(), adapted.device(), &ids)?;
-        write_adapter(out, adapted.checkpoint(), config, &base, &plan, &files)?;
+        let parts = Parts { model: adapted.checkpoint(), config, base: &base, plan: &plan, files: &files };
+        write_adapter(out, parts)?;
         (ids, before)
     };
     let written = beside(out)?;

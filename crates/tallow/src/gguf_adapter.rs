@@ -32,28 +32,41 @@ const MERGE: &str = "add it to the model with `tallow merge` and use that";
 /// model without an adapter.
 ///
 /// # Errors
-/// If it is malformed or another kind of adapter, or a GGUF adapter of another model.
+/// If it is not there, malformed or another kind of adapter, or a GGUF adapter of another model.
 pub fn open_adapter(path: &Path, config: &dyn ModelConfig, base: &[ParamSpec]) -> Result<PeftAdapter> {
     match path.is_file() {
         true => read(path, config, base),
+        false if !path.exists() => Err(wrong(
+            path,
+            "there is no such folder or file; give a PEFT directory (a run's `final/`) or a GGUF file".into(),
+        )),
         false => Ok(PeftAdapter::open(path)?),
     }
 }
 
-/// Writes an adapter of the model `model`, whose parameters are `base`, for llama.cpp, in f32. What differs between
+/// An adapter and the model that it is of.
+#[derive(Clone, Copy)]
+pub struct Parts<'a> {
+    /// The values of the model.
+    pub model: &'a dyn Fill,
+    /// Its configuration.
+    pub config: &'a dyn ModelConfig,
+    /// Its parameters, without an adapter.
+    pub base: &'a [ParamSpec],
+    /// What the adapter stands beside.
+    pub plan: &'a AdapterPlan,
+    /// The values of the adapter.
+    pub files: &'a PeftAdapter,
+}
+
+/// Writes an adapter for llama.cpp, in f32. What differs between
 /// modules in alpha, or by rsLoRA, is multiplied into their `lora_b`; the alpha of most modules is that of the file.
 ///
 /// # Errors
 /// If it is more than LoRA matrices (DoRA, whole modules), adapts what llama.cpp cannot, or cannot be read or written.
-pub fn write_adapter(
-    out: &Path,
-    model: &dyn Fill,
-    config: &dyn ModelConfig,
-    base: &[ParamSpec],
-    plan: &AdapterPlan,
-    files: &PeftAdapter,
-) -> Result<()> {
-    check(model, config, base, plan, files)?;
+pub fn write_adapter(out: &Path, parts: Parts) -> Result<()> {
+    check(parts)?;
+    let Parts { config, base, plan, files, .. } = parts;
     let alpha = alpha_of_most(plan);
     let mut tensors = vec![];
     for spec in base {
@@ -108,13 +121,7 @@ fn alpha_of_most(plan: &AdapterPlan) -> f32 {
 }
 
 /// Refuses what the file could not say.
-fn check(
-    model: &dyn Fill,
-    config: &dyn ModelConfig,
-    base: &[ParamSpec],
-    plan: &AdapterPlan,
-    files: &PeftAdapter,
-) -> Result<()> {
+fn check(Parts { model, config, base, plan, files }: Parts) -> Result<()> {
     let wrong = |reason: String| Err(wrong(files.path(), reason));
     if let Some(name) = plan.saved().min() {
         return wrong(format!("holds `{name}` whole, which an adapter of llama.cpp cannot; {MERGE}"));
@@ -217,8 +224,12 @@ fn read(path: &Path, config: &dyn ModelConfig, base: &[ParamSpec]) -> Result<Pef
         } else if !is_a {
             let outputs = if embedding { spec.shape[1] } else { spec.shape[0] };
             if rows != outputs {
-                let reason =
+                let mut reason =
                     format!("tensor `{name}` is [{rows}, {columns}], but `{module}` of this model gives {outputs}");
+                if spec.stored_transposed && rows == spec.shape[1] {
+                    reason += "; llama.cpp's convert_lora_to_gguf.py swaps the two matrices of GPT-2's Conv1D layers: \
+                               convert the PEFT directory with `tallow convert`";
+                }
                 return Err(wrong(path, reason));
             }
             if let Some(heads) = gguf::permuted_heads(config, &spec.name) {

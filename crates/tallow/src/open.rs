@@ -346,7 +346,7 @@ fn trained_beside<'a>(
     let note = |files: &PeftAdapter| files.notes().and_then(|notes| notes.get("base_quantization")).cloned();
     let error = |path: PathBuf, note: Option<&Value>, reason: String| Error::Base {
         path,
-        trained: note.map_or("a base that is not quantized".into(), Value::to_string),
+        trained: note.map_or("a base that is not quantized".into(), |note| QuantizeConfig::note_in_words(Some(note))),
         reason,
     };
     let all = agreed(files, None, note).map_err(|path| {

@@ -15,7 +15,7 @@ use tallow_data::{Loader, LoaderState};
 use tallow_formats::TensorSource;
 use tallow_formats::hf::{AtomicDir, sha256_file};
 use tallow_formats::safetensors::{SafetensorsFile, TensorData, write_safetensors};
-use tallow_models::{ModelConfig, save_model};
+use tallow_models::{ModelConfig, QuantizeConfig, save_model};
 use tallow_nn::{Fill, Param, ParamSpec, ParamStore};
 use tallow_tokenizer::Tokenizer;
 
@@ -285,9 +285,10 @@ fn check_notes(was: &Value, is: &Value, base_model: &str) -> Result<()> {
     let note = |notes: &Value, key: &str| notes.get(key).cloned().unwrap_or(Value::Null);
     let Some((name, key)) = keys.into_iter().find(|(name, _)| note(was, name) != note(is, name)) else { return Ok(()) };
     let (value, started) = match name {
-        "base_quantization" | "prefix_lm" | "adapter_init" => {
-            (is.get(name).unwrap_or(&null).to_string(), was.get(name).unwrap_or(&null).to_string())
+        "base_quantization" => {
+            (QuantizeConfig::note_in_words(is.get(name)), QuantizeConfig::note_in_words(was.get(name)))
         }
+        "prefix_lm" | "adapter_init" => (is.get(name).unwrap_or(&null).to_string(), was.get(name).unwrap_or(&null).to_string()),
         "encoder_fingerprint" => ("(changed)".to_owned(), "another tokenizer or chat template".to_owned()),
         _ => (base_model.to_owned(), "a model of the same shapes with other weights or settings".to_owned()),
     };

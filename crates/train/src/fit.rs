@@ -15,12 +15,27 @@ const MOST_ROWS: usize = 1 << 16;
 pub struct Largest {
     /// Bytes.
     pub memory: u64,
+    /// Whether the run fits as it is.
+    pub fits: bool,
     /// Rows at once.
     pub micro_batch_size: Option<usize>,
     /// Tokens a row.
     pub context_length: Option<usize>,
     /// Rank of the adapter, in all modules that have no rank of their own; `None` without an adapter as well.
     pub rank: Option<usize>,
+    /// Which of them are the most that there can be, whatever the memory.
+    pub at_bound: AtBound,
+}
+
+/// Which sizes are as large as they can be: more memory would not make them larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct AtBound {
+    /// More rows are not tried.
+    pub micro_batch_size: bool,
+    /// The model has no more positions.
+    pub context_length: bool,
+    /// A matrix of its modules has no higher rank.
+    pub rank: bool,
 }
 
 /// A run as the search sees it.
@@ -40,9 +55,11 @@ impl Fit<'_> {
             held.is_some_and(|held| MemoryPlan::new(self.config, held, step).total() <= memory)
         };
         let held = self.held(self.adapter);
-        let rank = self.adapter.and_then(|plan| {
+        let highest = self.adapter.and_then(|plan| {
             let moved = plan.modules().filter(|(_, module)| module.rank == plan.config().rank);
-            let most = moved.map(|(_, module)| module.dims.0.min(module.dims.1)).min()?;
+            moved.map(|(_, module)| module.dims.0.min(module.dims.1)).min()
+        });
+        let rank = self.adapter.zip(highest).and_then(|(plan, most)| {
             largest(most, &|rank| {
                 let mut settings = plan.config().clone();
                 settings.rank = rank;
@@ -56,11 +73,18 @@ impl Fit<'_> {
         let longest = shape.max_positions.min(window);
         let rows = |rows| fits(held, StepShape { micro_batch_size: rows, ..self.step });
         let context = |tokens| fits(held, StepShape { context_length: tokens, ..self.step });
+        let (micro_batch_size, context_length) = (largest(MOST_ROWS, &rows), largest(longest, &context));
         Largest {
             memory,
-            micro_batch_size: largest(MOST_ROWS, &rows),
-            context_length: largest(longest, &context),
+            fits: fits(held, self.step),
+            micro_batch_size,
+            context_length,
             rank,
+            at_bound: AtBound {
+                micro_batch_size: micro_batch_size == Some(MOST_ROWS),
+                context_length: context_length == Some(longest),
+                rank: rank.is_some() && rank == highest,
+            },
         }
     }
 

@@ -56,7 +56,7 @@ pub use config::{
 };
 pub use error::{Error, Result};
 pub use evaluate::{Score, Validation};
-pub use fit::Largest;
+pub use fit::{AtBound, Largest};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
 pub use output::OutputClaim;
 pub use plan::{Held, MemoryPlan, StepShape, fitting_micro_batch};

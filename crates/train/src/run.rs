@@ -403,6 +403,10 @@ fn quantized<'a>(
                 "quantize_embeddings" => quantization.embeddings.to_string(),
                 _ => quantization.block.to_string(),
             };
+            let reason = match key.as_str() {
+                "quantize_embeddings" if !named => format!("the default, since the key is not set: {reason}"),
+                _ => reason,
+            };
             Error::config(&format!("adapter.{key}"), value, reason)
         }
         other => other.into(),

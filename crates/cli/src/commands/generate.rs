@@ -40,6 +40,10 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<()> {
     options.stop_ids = model.stop_ids();
     let tokenizer = model.tokenizer()?;
     let prompt = tokenizer.encode(&args.prompt, !args.no_bos)?;
+    // Special tokens in a prompt are text, so nobody can have applied it by hand.
+    if tokenizer.chat_template().is_some() {
+        eprintln!("note: the model has a chat template, which --prompt is not put into; `tallow chat` applies it");
+    }
     let mut stream = tokenizer.decode_stream(true);
     // A first word loses its space in some vocabularies: the stream must know that this one is not the first.
     if let Some(&last) = prompt.last() {

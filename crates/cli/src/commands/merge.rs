@@ -9,7 +9,7 @@ use tallow::adapters::NamedAdapter;
 use tallow::merge::merge;
 use tallow::open::Base;
 
-use super::model::{BaseArg, in_words, parse_adapter};
+use super::model::{BaseArg, parse_adapter};
 use crate::exit;
 use crate::terminal;
 
@@ -58,7 +58,7 @@ pub fn run(args: MergeArgs) -> anyhow::Result<()> {
     if let Some(reason) = &merged.not_compared {
         eprintln!("note: compared beside the model's own weights, since {reason}");
     }
-    let quantization = merged.adapted.quantization().map(in_words);
+    let quantization = merged.adapted.quantization().map(|quantization| quantization.to_string());
     let into = match (&quantization, merged.into) {
         (None, _) => "the model's own weights".to_owned(),
         (Some(quantization), Base::AsTrained) => {

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use tallow::adapters::NamedAdapter;
-use tallow::models::{Quantization, QuantizeConfig};
 use tallow::open::{Base, Dtype, OpenModel, OpenOptions, open_with};
 
 /// The model to run.
@@ -52,17 +51,6 @@ impl From<BaseArg> for Base {
     }
 }
 
-/// How a base is quantized, in words.
-pub fn in_words(quantization: QuantizeConfig) -> String {
-    let QuantizeConfig { projections, embeddings, block, double } = quantization;
-    let blocks = match projections {
-        Quantization::FourBit(_) if double => format!(", blocks of {block}, double quantization"),
-        Quantization::FourBit(_) => format!(", blocks of {block}"),
-        _ => String::new(),
-    };
-    format!("{projections} (embeddings {embeddings}{blocks})")
-}
-
 /// `DIR` or `DIR=WEIGHT`; what exists whole is a folder.
 pub fn parse_adapter(text: &str) -> Result<NamedAdapter, String> {
     let Some((dir, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
@@ -85,9 +73,8 @@ impl ModelArgs {
         let model = open_with(&self.model, how)?;
         if let Some(quantization) = model.quantization() {
             eprintln!(
-                "note: {} is quantized to {}, as the adapter was trained; --base original for its own weights",
-                self.model,
-                in_words(quantization)
+                "note: {} is quantized to {quantization}, as the adapter was trained; --base original for its own weights",
+                self.model
             );
         }
         for notice in model.notices() {

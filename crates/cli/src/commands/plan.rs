@@ -145,19 +145,29 @@ fn print_plan(run: &Run, flops: f64, peak: f64, seconds: f64, available: Option<
     Ok(())
 }
 
-/// One line: what each could be with all else as it is.
+/// One line: whether it fits, and what each could be with all else as it is.
 fn print_largest(run: &Run, largest: Largest) -> std::io::Result<()> {
-    let of = |value: Option<usize>| value.map_or_else(|| "none".to_owned(), |value| value.to_string());
-    let rank = match run.adapter() {
-        Some(_) => format!(", or rank {}", of(largest.rank)),
-        None => String::new(),
+    let (memory, at_bound) = (format_bytes(largest.memory), largest.at_bound);
+    let marked = |bound: bool, why: &str| if bound { format!(" ({why})") } else { String::new() };
+    let rows = match largest.micro_batch_size {
+        Some(rows) => format!("{rows} rows at once{}", marked(at_bound.micro_batch_size, "the most that is tried")),
+        None => "not even 1 row at once".to_owned(),
+    };
+    let context = match largest.context_length {
+        Some(tokens) => format!("context {tokens}{}", marked(at_bound.context_length, "the most that the model has")),
+        None => "not even context 1".to_owned(),
+    };
+    let rank = match (run.adapter(), largest.rank) {
+        (None, _) => String::new(),
+        (_, Some(rank)) => format!(", or rank {rank}{}", marked(at_bound.rank, "the most that its matrices have")),
+        (_, None) => ", not even rank 1".to_owned(),
+    };
+    let verdict = match largest.fits {
+        true => format!("fits         in {memory}"),
+        false => format!("does not fit in {memory}, since it takes {}", format_bytes(run.resolved.memory.total())),
     };
     writeln!(
         std::io::stdout(),
-        "fits         in {}: {} at once (of a train.batch_size that they divide), or context {}{rank}; each with all else \
-         as it is",
-        format_bytes(largest.memory),
-        largest.micro_batch_size.map_or_else(|| "no row".to_owned(), |rows| several(rows as u64, "row")),
-        of(largest.context_length)
+        "{verdict}; at most {rows} (of a train.batch_size that they divide), or {context}{rank}, each with all else as it is"
     )
 }
