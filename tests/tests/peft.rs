@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use hf_fixture::{Loaded, Result};
-use tallow::adapters::{AdapterFill, AdapterPlan, PeftAdapter, merge_into, write_peft};
+use tallow::adapters::{AdapterFill, AdapterPlan, LoraConfig, PeftAdapter, merge_into, write_peft};
 use tallow::formats::hf::ModelDir;
 use tallow::models::Checkpoint;
-use tallow::nn::{Fill, ParamSpec, ParamStore, StoreOptions, plan_params};
+use tallow::nn::{Fill, ParamSpec, ParamStore, RandomInit, StoreOptions, plan_params};
 use tallow::ops::CrossEntropyOptions;
 use tallow::train::{StepOptions, forward_backward};
 
@@ -37,6 +37,7 @@ const CASES: &[(&str, &str, f64)] = &[
     ("save-norms", "llama-rope-llama3", 0.091),
     ("tokens", "llama-gqa", 0.039),
     ("tokens-gpt2", "gpt2", 0.035),
+    ("tokens-resized", "llama-tied", 0.041),
     ("tokens-tied", "llama-tied", 0.062),
 ];
 
@@ -75,10 +76,15 @@ fn apart(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
 
 fn open(name: &str, base: &str, dtype: DType) -> Result<Case> {
     let dir = root().join("peft").join(name);
-    let checkpoint = Checkpoint::open_dir(&ModelDir::open(&root().join("hf").join(base))?)?;
-    let config = checkpoint.config();
-    let (_, base_specs) = plan_params(|b| config.build(b))?;
+    let mut checkpoint = Checkpoint::open_dir(&ModelDir::open(&root().join("hf").join(base))?)?;
+    let (_, mut base_specs) = plan_params(|b| checkpoint.config().build(b))?;
     let files = PeftAdapter::open(&dir)?;
+    if let Some(rows) = files.rows_needed(&base_specs) {
+        assert_eq!((name, rows), ("tokens-resized", 31));
+        checkpoint.resize_vocabulary(rows)?;
+        base_specs = plan_params(|b| checkpoint.config().build(b))?.1;
+    }
+    let config = checkpoint.config();
     assert!(files.base_model().is_some_and(|named| named.ends_with(base)), "{name}");
     let plan = files.plan(&base_specs)?;
     let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
@@ -245,6 +251,77 @@ fn what_we_write_is_what_we_read() -> Result<()> {
             assert_eq!(a, b, "{name}: {}", param.spec.name);
         }
     }
+    Ok(())
+}
+
+/// A copy of a fixture whose configuration has other values for some keys.
+fn altered(name: &str, keys: &[(&str, serde_json::Value)]) -> Result<tempfile::TempDir> {
+    let (from, dir) = (root().join("peft").join(name), tempfile::tempdir()?);
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(from.join("adapter_config.json"))?)?;
+    for (key, value) in keys {
+        config[*key] = value.clone();
+    }
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string())?;
+    std::fs::copy(from.join("adapter_model.safetensors"), dir.path().join("adapter_model.safetensors"))?;
+    Ok(dir)
+}
+
+#[test]
+fn settings_that_would_be_misread_are_errors_that_name_them() -> Result<()> {
+    use serde_json::json;
+    let told = |name: &str, base: &str, keys: &[(&str, serde_json::Value)]| -> Result<String> {
+        let dir = altered(name, keys)?;
+        let checkpoint = Checkpoint::open_dir(&ModelDir::open(&root().join("hf").join(base))?)?;
+        let (_, specs) = plan_params(|b| checkpoint.config().build(b))?;
+        let plan = PeftAdapter::open(dir.path()).and_then(|files| files.plan(&specs));
+        Ok(plan.err().map(|e| e.to_string()).unwrap_or_default())
+    };
+    let tokens = "trainable_token_indices";
+    for (name, base, key, value, said) in [
+        ("lora-qv", "llama-gqa", "use_rslora", json!(1), "neither true nor false"),
+        ("lora-qv", "llama-gqa", "alpha_pattern", json!([1]), "alpha_pattern"),
+        ("lora-qv", "llama-gqa", tokens, json!([1]), "rows are missing"),
+        ("tokens", "llama-gqa", tokens, json!({"embed_tokens": [3, 11, 7]}), "does not say which tokens"),
+        ("tokens", "llama-gqa", tokens, json!({"embed_tokens": [3, 11, 7], "lm_head": [3, 11]}), "2 tokens"),
+        (
+            "tokens",
+            "llama-gqa",
+            tokens,
+            json!({"embed_tokens": [3, 3, 7], "lm_head": [3, 11, 7]}),
+            "token 3 is there twice",
+        ),
+        ("tokens", "llama-gqa", tokens, json!({"embed_tokens": [3, 11, 29], "lm_head": [3, 11, 7]}), "token 29"),
+        ("tokens-tied", "llama-tied", tokens, json!([3, 11, -1]), "does not say which tokens"),
+        ("embedding-tied", "llama-tied", "ensure_weight_tying", json!(true), "only the embedding can be adapted"),
+    ] {
+        let told = told(name, base, &[(key, value.clone())])?;
+        assert!(told.contains(said), "{name} {key} = {value}: {told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_embedding_that_is_the_head_is_saved_as_trained_with_it() -> Result<()> {
+    let checkpoint = Checkpoint::open_dir(&ModelDir::open(&root().join("hf/llama-tied"))?)?;
+    let config = checkpoint.config();
+    let (_, base) = plan_params(|b| config.build(b))?;
+    let lora = LoraConfig { rank: 2, modules_to_save: vec!["embed_tokens".into()], ..LoraConfig::default() };
+    let plan = AdapterPlan::new(&lora, &base)?;
+    let (_, specs) = plan_params(|b| plan.build(b, |b| config.build(b)))?;
+    let trainable = |spec: &ParamSpec| plan.is_trained(spec);
+    let options = StoreOptions { trainable: &trainable, ..StoreOptions::frozen(DType::F32, Device::Cpu) };
+    let random = RandomInit { seed: 1 };
+    let fill = AdapterFill::new(&checkpoint, &plan, &specs, None, DType::F32, random)?;
+    let store = ParamStore::new(specs.clone(), &options, &fill)?;
+    let dir = tempfile::tempdir()?;
+    write_peft(dir.path(), &plan, &store, "llama-tied", None)?;
+    let at = dir.path().join("adapter_config.json");
+    let text = std::fs::read_to_string(&at)?;
+    assert!(text.contains("\"ensure_weight_tying\": true"), "{text}");
+    assert!(PeftAdapter::open(dir.path())?.plan(&base)?.is_same(&plan));
+    std::fs::write(&at, text.replace("\"ensure_weight_tying\": true", "\"ensure_weight_tying\": false"))?;
+    let told = PeftAdapter::open(dir.path())?.plan(&base).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(told.contains("ensure_weight_tying"), "{told}");
     Ok(())
 }
 

@@ -54,3 +54,4 @@ pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, PeftAdapter};
 pub use plan::{Adapted, AdapterPlan};
 pub use save::{SavedAdapter, write_peft};
 pub use set::{AdapterSet, NamedAdapter};
+pub use tokens::TOKEN_ROWS;

@@ -8,6 +8,7 @@ use tallow_formats::TensorSource;
 use tallow_formats::safetensors::SafetensorsFile;
 use tallow_nn::{Fill, ParamSpec, Role};
 
+use crate::config::names;
 use crate::tokens::TOKEN_ROWS;
 use crate::{Adapted, AdapterPlan, Error, LoraConfig, Result, Targets};
 
@@ -178,7 +179,8 @@ impl PeftAdapter {
             };
             if let Some(module) = inner.strip_suffix(TOKEN_ROWS) {
                 let Some(spec) = by_name.get(format!("{module}.weight").as_str()) else {
-                    return Err(self.foreign(name));
+                    self.check_tied_rows(name, specs)?;
+                    continue;
                 };
                 tokens.insert(module.to_owned(), self.tokens_of(name, module, spec)?);
                 used.insert(name.to_owned());
@@ -195,6 +197,8 @@ impl PeftAdapter {
                 used.insert(name.to_owned());
             } else if let Some(plain) = base_layer(inner) {
                 match by_name.get(plain.as_str()) {
+                    // The table once more, under the name of the head that is tied to it.
+                    None if plain == "lm_head.weight" && !specs.iter().any(|spec| spec.role == Role::Head) => {}
                     Some(spec) if self.tensors.info(name).is_some_and(|info| info.shape == spec.stored_shape()) => {}
                     Some(spec) => {
                         let (shape, made_for) = (spec.stored_shape(), self.made_for());
@@ -215,18 +219,29 @@ impl PeftAdapter {
         if modules.is_empty() {
             return Err(Error::files(file, "holds no LoRA matrices"));
         }
+        let twice = |module: &&String| tokens.contains_key(*module) || saved.contains(&format!("{module}.weight"));
+        if let Some(module) = modules.keys().find(twice) {
+            let reason = format!("`{module}` has LoRA matrices and values of its own: which are meant cannot be told");
+            return Err(Error::files(file, reason));
+        }
+        self.check_tied(specs, &saved, &modules)?;
         let config = LoraConfig {
             rank: modules.values().map(|m: &Adapted| m.rank).max().unwrap_or(1),
             alpha: self.number("lora_alpha").unwrap_or(1.0),
             dropout: 0.0,
             targets: Targets::Names(modules.keys().cloned().collect()),
-            rslora: self.flag("use_rslora"),
-            dora: self.flag("use_dora"),
+            rslora: self.flag("use_rslora")?,
+            dora: self.flag("use_dora")?,
             ..LoraConfig::default()
         };
-        if tokens.is_empty() && self.config.get("trainable_token_indices").is_some_and(|value| !value.is_null()) {
-            let reason = "`trainable_token_indices` is set but their rows are missing; fetch the adapter again";
-            return Err(Error::files(file, reason));
+        for spec in specs.iter().filter(|spec| matches!(spec.role, Role::Embed | Role::Head)) {
+            let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
+            if self.tokens_said(module, spec.role).is_some() && !tokens.contains_key(module) {
+                let reason = format!(
+                    "`trainable_token_indices` names tokens of `{module}`, but their rows are missing; fetch the adapter again"
+                );
+                return Err(Error::files(file, reason));
+            }
         }
         let plan = AdapterPlan { config, modules, saved, tokens, compact: vec![] };
         self.check_shapes(&plan, specs, &used)?;
@@ -244,9 +259,11 @@ impl PeftAdapter {
 
     fn base_tensor(&self, parameter: &str) -> Option<(String, &tallow_formats::TensorInfo)> {
         let (module, leaf) = parameter.rsplit_once('.')?;
-        let name = format!("{PEFT_PREFIX}{module}.base_layer.{leaf}");
-        let info = self.tensors.info(&name)?;
-        Some((name, info))
+        ["", ".token_adapter"].iter().find_map(|part| {
+            let name = format!("{PEFT_PREFIX}{module}{part}.base_layer.{leaf}");
+            let info = self.tensors.info(&name)?;
+            Some((name, info))
+        })
     }
 
     fn foreign(&self, name: &str) -> Error {
@@ -271,17 +288,21 @@ impl PeftAdapter {
                 format!("tensor `{name}` is {shape:?}, but `{module}` of this model takes {}{made_for}", dims.0);
             return Err(Error::files(file, reason));
         }
+        if embedding != (spec.role == Role::Embed) || spec.role == Role::Position {
+            let reason = format!("tensor `{name}`: `{module}` of this model takes no such matrix");
+            return Err(Error::files(file, reason));
+        }
         let alpha = self.pattern("alpha_pattern", module)?.or(self.number("lora_alpha"));
         let Some(alpha) = alpha.filter(|alpha| alpha.is_finite()) else {
             return Err(Error::files(&self.dir.join(ADAPTER_CONFIG), "`lora_alpha` is missing or no number"));
         };
-        let scale = if self.flag("use_rslora") { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
+        let scale = if self.flag("use_rslora")? { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
         let dora = self.tensors.info(&format!("{PEFT_PREFIX}{module}.lora_magnitude_vector")).is_some();
         if dora && (embedding || spec.role == Role::Head) {
             let reason = format!("`{module}` has magnitudes (DoRA), which are supported for projections only");
             return Err(Error::files(file, reason));
         }
-        if self.flag("use_dora") && !dora && !embedding {
+        if self.flag("use_dora")? && !dora && !embedding {
             let reason = format!("`use_dora` is set but `{module}` has no magnitudes; fetch the adapter again");
             return Err(Error::files(file, reason));
         }
@@ -289,15 +310,69 @@ impl PeftAdapter {
         Ok(Adapted { rank, alpha, scale, dora, embedding, dims, stored_transposed })
     }
 
+    /// Rows of a head that is tied to the embedding are stored too where the vocabulary has grown: they must be the embedding's.
+    fn check_tied_rows(&self, name: &str, specs: &[ParamSpec]) -> Result<()> {
+        let embedding = specs.iter().find(|spec| spec.role == Role::Embed);
+        let embedding = embedding.and_then(|spec| spec.name.strip_suffix(".weight"));
+        let twin = embedding.map(|module| format!("{PEFT_PREFIX}{module}{TOKEN_ROWS}")).unwrap_or_default();
+        let shapes = self.tensors.info(name).zip(self.tensors.info(&twin)).map(|(a, b)| (&a.shape, &b.shape));
+        let head_of_its_own = specs.iter().any(|spec| spec.role == Role::Head);
+        let Some((shape, _)) = shapes.filter(|(a, b)| a == b && !head_of_its_own) else {
+            return Err(self.foreign(name));
+        };
+        let (mut ours, mut theirs) = (vec![0f32; shape.iter().product()], vec![0f32; shape.iter().product()]);
+        self.tensors.read_f32(name, &mut ours)?;
+        self.tensors.read_f32(&twin, &mut theirs)?;
+        if ours == theirs {
+            return Ok(());
+        }
+        let reason = format!("tensor `{name}` differs from `{twin}`, but the head of this model is the embedding");
+        Err(Error::files(&self.weights, reason))
+    }
+
+    /// What `trainable_token_indices` says of a module: a list means the embedding, an object names its modules by their ends.
+    fn tokens_said(&self, module: &str, role: Role) -> Option<&Value> {
+        match self.config.get("trainable_token_indices")? {
+            Value::Object(map) => map.iter().find(|(pattern, _)| names(pattern, module)).map(|(_, list)| list),
+            list => Some(list).filter(|list| role == Role::Embed && !list.is_null()),
+        }
+    }
+
+    /// With a head that is tied to the embedding it matters whether PEFT trained both as one: `ensure_weight_tying`.
+    fn check_tied(
+        &self,
+        specs: &[ParamSpec],
+        saved: &HashSet<String>,
+        modules: &BTreeMap<String, Adapted>,
+    ) -> Result<()> {
+        let key = "ensure_weight_tying";
+        if specs.iter().any(|spec| spec.role == Role::Head) {
+            return Ok(());
+        }
+        let tied = self.flag(key)?;
+        let path = self.dir.join(ADAPTER_CONFIG);
+        for spec in specs.iter().filter(|spec| spec.role == Role::Embed) {
+            let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
+            let reason = match (saved.contains(&spec.name), modules.contains_key(module)) {
+                (true, _) if !tied => {
+                    "trained the embedding apart from the head that is tied to it; a head of its own is not \
+                                       supported: train it with ensure_weight_tying = true"
+                }
+                (_, true) if tied => {
+                    "adapts the embedding and the head that is tied to it; only the embedding can be adapted"
+                }
+                _ => continue,
+            };
+            return Err(Error::files(&path, format!("`{module}`: `{key}` = {tied}: {reason}")));
+        }
+        Ok(())
+    }
+
     /// The tokens whose rows tensor `name` has, the rows of `module` with parameter `spec`.
     fn tokens_of(&self, name: &str, module: &str, spec: &ParamSpec) -> Result<Vec<u32>> {
         let file = &self.weights;
         let key = "trainable_token_indices";
-        let end = module.rsplit_once('.').map_or(module, |(_, end)| end);
-        let list = match self.config.get(key) {
-            Some(Value::Object(map)) => map.get(end).or_else(|| map.get(module)),
-            list => list.filter(|_| spec.role == Role::Embed),
-        };
+        let list = self.tokens_said(module, spec.role);
         let tokens: Option<Vec<u32>> = list.and_then(|list| serde_json::from_value(list.clone()).ok());
         let Some(tokens) = tokens.filter(|tokens| !tokens.is_empty()) else {
             let reason = format!("`{key}` does not say which tokens the rows of tensor `{name}` belong to");
@@ -319,7 +394,8 @@ impl PeftAdapter {
         match sorted.last() {
             Some(last) if *last as usize >= spec.shape[0] => {
                 let reason = format!(
-                    "tensor `{name}`: token {last} is not below the {} rows of this model{made_for}",
+                    "tensor `{name}`: token {last} is not below the {} rows of this model, and the rows between are not in the \
+                     adapter; give the model that it was trained beside{made_for}",
                     spec.shape[0]
                 );
                 Err(Error::files(file, reason))
@@ -339,8 +415,7 @@ impl PeftAdapter {
             return (more > rows && columns == spec.shape[1]).then_some(more);
         }
         let name = format!("{PEFT_PREFIX}{module}{TOKEN_ROWS}");
-        let tokens = self.config.get("trainable_token_indices")?;
-        let list = tokens.as_array().or_else(|| tokens.get(module.rsplit('.').next()?)?.as_array())?;
+        let list = self.tokens_said(module, spec.role)?.as_array()?;
         let mut new: Vec<u64> = list.iter().filter_map(Value::as_u64).filter(|id| *id >= rows as u64).collect();
         new.sort_unstable();
         let dense = new.iter().zip(rows as u64..).all(|(id, row)| *id == row);
@@ -405,14 +480,25 @@ impl PeftAdapter {
         self.config.get(key).and_then(Value::as_f64)
     }
 
-    fn flag(&self, key: &str) -> bool {
-        self.config.get(key).and_then(Value::as_bool).unwrap_or(false)
+    fn flag(&self, key: &str) -> Result<bool> {
+        match self.config.get(key) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => {
+                let reason = format!("`{key}` = {other} is neither true nor false");
+                Err(Error::files(&self.dir.join(ADAPTER_CONFIG), reason))
+            }
+        }
     }
 
     /// The number of the first pattern of `key` that fits the end of a module's name, as PEFT matches them.
     fn pattern(&self, key: &str, module: &str) -> Result<Option<f64>> {
         let path = self.dir.join(ADAPTER_CONFIG);
-        let Some(map) = self.config.get(key).and_then(Value::as_object) else { return Ok(None) };
+        let map = match self.config.get(key) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Object(map)) => map,
+            Some(other) => return Err(Error::files(&path, format!("`{key}` = {other} is no object of patterns"))),
+        };
         for (pattern, value) in map {
             let wrong = |e: String| Error::files(&path, format!("`{key}`: `{pattern}`: {e}"));
             let regex = format!("^(?:.*\\.)?(?:{pattern})$");
@@ -427,7 +513,7 @@ impl PeftAdapter {
 
 /// The parameter that `NAME.base_layer.weight` holds.
 fn base_layer(name: &str) -> Option<String> {
-    name.contains(".base_layer.").then(|| name.replace(".base_layer.", "."))
+    name.contains(".base_layer.").then(|| name.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", "."))
 }
 
 /// Keys of newer versions of PEFT with the values that mean nothing.

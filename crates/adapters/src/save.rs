@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use tallow_formats::safetensors::{TensorData, write_safetensors};
-use tallow_nn::{Fill, Param, ParamSpec, ParamStore};
+use tallow_nn::{Fill, Param, ParamSpec, ParamStore, Role};
 
 use crate::peft::transpose;
 use crate::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan, Error, PEFT_PREFIX, PeftAdapter, Result};
@@ -23,6 +23,11 @@ pub fn write_peft(
     notes: Option<Value>,
 ) -> Result<()> {
     let mut config = config_of(&plan.in_files(), base_model);
+    let mut specs = store.params().iter().map(|p| &p.spec).chain(store.packed().iter().map(|p| &p.spec));
+    let tied = specs.all(|spec| spec.role != Role::Head);
+    let whole = store.trained().any(|p| p.spec.role == Role::Embed && plan.saved.contains(&p.spec.name));
+    // The head was trained with it, which PEFT does if told.
+    config["ensure_weight_tying"] = json!(tied && whole);
     if let (Some(notes), Some(map)) = (notes, config.as_object_mut()) {
         map.insert("tallow".into(), notes);
     }

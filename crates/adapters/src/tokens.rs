@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use tallow_nn::{Embedding, ForwardContext, Head, Lookup, ParamSpec, Result};
 use tallow_ops::{ReplacedRows, Table, Weight, embedding};
 
-/// What PEFT calls the rows; they are the rows themselves, not what is added to the table's.
-pub(crate) const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
+/// How the name of a parameter ends that has rows of tokens. PEFT's name: they are the rows themselves, not a difference.
+pub const TOKEN_ROWS: &str = ".token_adapter.trainable_tokens_delta";
 
 /// The rows `[n, c]` of `n` tokens, of a module whose table is `base`.
 pub(crate) fn spec(module: &str, base: &ParamSpec, tokens: usize) -> ParamSpec {

@@ -98,6 +98,9 @@ fn new_tokens_are_trained_beside_an_adapter_and_used_with_it() {
     fails(&tallow(at, &format!("score --text fox {two}")), 1, &["rows of tokens"]);
     fails(&tallow(at, &format!("score --text fox {adapted}=0")), 1, &["rows of tokens"]);
 
+    // A token that no example holds has no gradient, which is no fault of the run's.
+    stdout(&finetune(at, &["output=rare", "tokenizer.add_tokens=[\"<rare>\"]"], &[]));
+
     // All of the model, with rows for them.
     let whole = ["tokenizer.add_tokens=[\"<think>\"]", "output=whole"];
     let run =
@@ -109,6 +112,12 @@ fn new_tokens_are_trained_beside_an_adapter_and_used_with_it() {
 
     let twice = ["output=x", "tokenizer.add_tokens=[\"<a>\", \"<a>\"]"];
     fails(&finetune(at, &twice, &[]), 2, &["tokenizer.add_tokens", "<a>", "twice"]);
+    // The template's own tokens would be found in what a message says.
+    let template =
+        ["output=x", "tokenizer.chat_template=chatml", "tokenizer.add_tokens=[\"<|im_start|>\", \"<|im_end|>\"]"];
+    fails(&finetune(at, &template, &[]), 2, &["tokenizer.add_tokens", "<|im_start|>", "add_special_tokens"]);
+    let special = ["output=s", template[1], "tokenizer.add_special_tokens=[\"<|im_start|>\", \"<|im_end|>\"]"];
+    stdout(&finetune(at, &special, &[]));
     let known = ["output=x", "tokenizer.add_tokens=[\"a\"]"];
     fails(&finetune(at, &known, &[]), 2, &["tokenizer.add_tokens", "\"a\"", "already"]);
 }
@@ -129,5 +138,5 @@ fn rows_of_tokens_that_there_are_can_be_trained() {
     let unknown = ["output=x", "adapter.train_tokens=[\"<nowhere>\"]"];
     fails(&finetune(at, &unknown, &[]), 2, &["adapter.train_tokens", "<nowhere>", "add_tokens"]);
     let both = ["output=x", "adapter.train_tokens=[\"a\"]", "adapter.targets=embed_tokens"];
-    fails(&finetune(at, &both, &[]), 2, &["adapter.tokens", "embed_tokens"]);
+    fails(&finetune(at, &both, &[]), 2, &["adapter.train_tokens", "embed_tokens"]);
 }

@@ -182,8 +182,9 @@ impl HeadTable {
         let theirs = linear(x, replaced.rows(), None)?;
         let (ids, last) = (Tensor::new(replaced.ids(), x.device())?, y.rank() - 1);
         Ok(composed_of("head-rows", &[&y, &theirs], |y| {
-            let other = (&y[1] - y[0].contiguous()?.index_select(&ids, last)?)?;
-            y[0].index_add(&ids, &other, last)
+            // Taken away first: a difference of the two would be rounded to the larger.
+            let old = y[0].contiguous()?.index_select(&ids, last)?.neg()?;
+            y[0].index_add(&ids, &old, last)?.index_add(&ids, &y[1], last)
         })?)
     }
 }

@@ -55,7 +55,8 @@ impl ReplacedRows {
 pub struct Table<'a> {
     /// The matrix.
     pub weight: &'a Weight,
-    /// What stands in for some of its rows; these rows of the matrix are not read then, and get no gradient.
+    /// What stands in for some of its rows; these rows of the matrix count for nothing then (as long as they are finite), and get
+    /// no gradient.
     pub replaced: Option<&'a ReplacedRows>,
 }
 
@@ -92,6 +93,7 @@ impl<'a> Table<'a> {
         let Some(replaced) = self.replaced else { return Ok(weight) };
         let rows = composed(&replaced.rows)?;
         let ids = Tensor::new(replaced.ids(), weight.device())?;
-        weight.index_add(&ids, &(rows - weight.index_select(&ids, 0)?)?, 0)
+        // Taken away first: a difference of the two would be rounded to the larger.
+        weight.index_add(&ids, &weight.index_select(&ids, 0)?.neg()?, 0)?.index_add(&ids, &rows, 0)
     }
 }

@@ -313,12 +313,12 @@ impl Tokenizer {
         Self { inner: self.inner.clone(), chat_templates: Arc::new(Some(template.into()).into()) }
     }
 
-    /// The same tokenizer with these tokens behind its vocabulary, found in text as they are written; they are not special. Their
-    /// ids follow the largest there is.
+    /// The same tokenizer with these tokens behind its vocabulary, found in text as they are written; `special` ones, of a chat
+    /// template, only where special tokens are asked for. Their ids follow the largest there is.
     ///
     /// # Errors
     /// If one is empty, is a token already, or is there twice.
-    pub fn with_added_tokens<S: AsRef<str>>(&self, tokens: &[S]) -> Result<Self> {
+    pub fn with_added_tokens<S: AsRef<str>>(&self, tokens: &[S], special: bool) -> Result<Self> {
         let mut json = self.to_json()?;
         let list = &mut json["added_tokens"];
         if list.is_null() {
@@ -336,7 +336,7 @@ impl Tokenizer {
             if let Some(list) = list.as_array_mut() {
                 list.push(serde_json::json!({
                     "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                    "normalized": false, "special": false,
+                    "normalized": false, "special": special,
                 }));
             }
         }

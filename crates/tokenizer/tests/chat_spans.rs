@@ -158,6 +158,12 @@ fn turns_that_cannot_be_learnt_are_errors() {
     let messages = [Message::new("user", "Hi"), Message::new("assistant", "Yes")];
     let error = drops.encode_spans(&messages, &ChatOptions::default(), &assistant(&messages)).unwrap_err();
     assert!(matches!(&error, Error::NoSpan { index: 1, template, .. } if template == "given"), "{error}");
+    // Around the content there is enough to be taken for a turn, but nothing in it is the message's.
+    let silent =
+        "{% for m in messages %}<{{ m.role }}>said</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    let silent = BYTES.chat_encoder_with(silent).unwrap();
+    let error = silent.encode_spans(&messages, &ChatOptions::default(), &assistant(&messages)).unwrap_err();
+    assert!(error.to_string().contains("leaves its content out"), "{error}");
     assert!(matches!(encoder.render(&[], &ChatOptions::default()), Err(Error::EmptyConversation)));
     let both = ChatOptions { add_generation_prompt: true, continue_final_message: true, ..ChatOptions::default() };
     assert!(matches!(encoder.render(&messages, &both), Err(Error::ChatOption { .. })));

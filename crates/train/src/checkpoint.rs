@@ -288,7 +288,9 @@ fn check_notes(was: &Value, is: &Value, base_model: &str) -> Result<()> {
         "base_quantization" => {
             (QuantizeConfig::note_in_words(is.get(name)), QuantizeConfig::note_in_words(was.get(name)))
         }
-        "prefix_lm" | "adapter_init" => (is.get(name).unwrap_or(&null).to_string(), was.get(name).unwrap_or(&null).to_string()),
+        "prefix_lm" | "adapter_init" => {
+            (is.get(name).unwrap_or(&null).to_string(), was.get(name).unwrap_or(&null).to_string())
+        }
         "encoder_fingerprint" => ("(changed)".to_owned(), "another tokenizer or chat template".to_owned()),
         _ => (base_model.to_owned(), "a model of the same shapes with other weights or settings".to_owned()),
     };

@@ -97,9 +97,11 @@ documented! {
         /// A `tokenizer.json`, a directory with one, a SentencePiece or tiktoken file; what `model.from` brings unless
         /// given.
         pub path: Option<PathBuf>,
-        /// Tokens that are added behind the vocabulary, found in text as they are written. Of an existing model the embedding (and
+        /// Tokens that are added behind the vocabulary and found in text as they are written, e.g. `["<think>", "</think>"]`. Of an existing model the embedding (and
         /// head) grows where it has no row to spare; beside an adapter the new rows are trained.
         pub add_tokens: Vec<String>,
+        /// The same, for tokens of a chat template: written in the contents of messages they stay text.
+        pub add_special_tokens: Vec<String>,
         /// How conversations are written: a file with a Jinja template, or `chatml`, `llama3`, `alpaca`...; the tokenizer's own
         /// unless given.
         pub chat_template: Option<String>,

@@ -46,6 +46,11 @@ impl Conversations {
     }
 
     /// The tokenizer with the template that the run renders by.
+    /// How conversations are written, if they can be.
+    pub(crate) fn template(&self) -> Option<&str> {
+        self.chat.as_ref().ok().map(|chat| chat.template())
+    }
+
     pub(crate) fn with_template(&self, tokenizer: Tokenizer) -> Tokenizer {
         match &self.chat {
             Ok(chat) if tokenizer.chat_template() != Some(chat.template()) => {

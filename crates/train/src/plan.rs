@@ -62,6 +62,8 @@ pub struct Held {
     pub adapter_activations: u64,
     /// Elements of the largest matrix that an adapter of the head makes anew, and its gradient.
     pub merged_head: u64,
+    /// Bytes held besides while an adapter gets its first values: where its matrices start, a table that it has rows of.
+    pub starting: u64,
 }
 
 impl Held {
@@ -108,6 +110,13 @@ impl Held {
         let kept = |m: &Adapted| pairs * m.rank + dropped(m.dims.0);
         let kept: usize = plan.modules().filter(|(_, m)| !m.embedding).map(|(_, m)| kept(m)).sum();
         held.adapter_activations = (kept / num_layers.max(1)) as u64;
+        let largest = |wanted: &dyn Fn(&str) -> bool| {
+            let of = |s: &&ParamSpec| s.name.strip_suffix(".weight").is_some_and(wanted);
+            specs.iter().filter(of).map(|s| s.num_elements() as u64).max().unwrap_or(0)
+        };
+        let table = largest(&|module| plan.tokens().any(|(name, _)| name == module));
+        let matrix = largest(&|module| pairs == 2 && plan.modules().any(|(name, _)| name == module));
+        held.starting = 4 * (table.max(matrix) + if pairs == 2 { held.trained } else { 0 });
         held.merged_head = head_adapter.map_or(0, |s| 2 * s.num_elements() as u64);
         Ok(held)
     }
@@ -153,7 +162,11 @@ impl MemoryPlan {
             activations: kept + input,
             transient: in_block.max(in_head) + held.unpacked * element + held.merged_head * 4,
             fixed: FIXED,
-            loading: if held.packed > 0 { FIXED + held.packed + 4 * held.largest_packed } else { 0 },
+            loading: if held.packed > 0 || held.starting > 0 {
+                FIXED + held.packed + held.frozen * element + (4 * held.largest_packed).max(held.starting)
+            } else {
+                0
+            },
         }
     }
 }

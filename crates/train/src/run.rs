@@ -12,7 +12,9 @@ use tallow_nn::{Fill, Pack, ParamSpec, RandomInit, plan_params};
 use tallow_tokenizer::Tokenizer;
 
 use crate::checkpoint::{Artifact, Checkpoints};
-use crate::config::{AdapterKind, AdapterSection, InitSetting, ObjectiveKind, RunConfig, adapter_error};
+use crate::config::{
+    AdapterKind, AdapterSection, InitSetting, ObjectiveKind, RunConfig, TokenizerSection, adapter_error,
+};
 use crate::conversations::{self, Conversations};
 use crate::evaluate::Validation;
 use crate::fit::{Fit, Largest};
@@ -88,6 +90,12 @@ impl Run {
             ObjectiveKind::Causal => None,
             ObjectiveKind::Sft | ObjectiveKind::Prefix => Some(Conversations::new(&config, base, tokenizer.as_ref())?),
         };
+        let template = conversations.as_ref().and_then(Conversations::template).unwrap_or_default();
+        if let Some(token) = config.tokenizer.add_tokens.iter().find(|token| template.contains(token.as_str())) {
+            let reason = "is written by the chat template, so a message that holds it could forge a turn; name it in \
+                          tokenizer.add_special_tokens";
+            return Err(Error::config("tokenizer.add_tokens", format!("{token:?}"), reason));
+        }
         let (train, validation) = match &conversations {
             Some(conversations) => conversations.open(&config, base, progress)?,
             None => {
@@ -141,7 +149,17 @@ impl Run {
             Some(section) => {
                 let tokens = token_ids(&config, section, tokenizer.as_ref())?;
                 let lora = LoraConfig { tokens, ..section.lora()? };
-                Some(AdapterPlan::new(&lora, &base_specs).map_err(adapter_error)?)
+                let plan = AdapterPlan::new(&lora, &base_specs).map_err(|error| match error {
+                    tallow_adapters::Error::Config { key: "tokens", reason, .. } => {
+                        let key = match section.train_tokens.as_slice() {
+                            [] => "tokenizer.add_tokens",
+                            _ => "adapter.train_tokens",
+                        };
+                        Error::config(key, "(set)", reason)
+                    }
+                    other => adapter_error(other),
+                });
+                Some(plan?)
             }
             None => None,
         };
@@ -268,12 +286,21 @@ impl Run {
             return format!("trains all {} parameters{what}", grouped(params));
         };
         let config = plan.config();
-        let kind = match self.resolved.run.adapter.as_ref().map(|section| section.kind) {
-            Some(AdapterKind::Dora) => "DoRA",
+        let kind = match self.resolved.run.adapter.as_ref().map(|section| (section.kind, section.init)) {
+            Some((AdapterKind::Dora, _)) => "DoRA",
+            Some((_, InitSetting::Olora)) => "OLoRA",
             _ => "LoRA",
         };
+        let whole = match plan.saved().count() {
+            0 => String::new(),
+            n => format!(", {} whole", several(n as u64, "parameter")),
+        };
+        let rows = match plan.tokens().next() {
+            None => String::new(),
+            Some((_, tokens)) => format!(", the rows of {}", several(tokens.len() as u64, "token")),
+        };
         format!(
-            "trains {} of {} parameters ({:.2}%), {kind} rank {} on {}",
+            "trains {} of {} parameters ({:.2}%), {kind} rank {} on {}{whole}{rows}",
             grouped(trained),
             grouped(params),
             100.0 * trained as f64 / params.max(1) as f64,
@@ -466,26 +493,24 @@ fn add_tokens(
     from: Option<&mut From>,
     notices: &mut Vec<String>,
 ) -> Result<Option<Tokenizer>> {
-    let added = &config.tokenizer.add_tokens;
-    if added.is_empty() {
-        return Ok(tokenizer);
-    }
-    let shown = format!("{added:?}");
+    let (plain, special) = (&config.tokenizer.add_tokens, &config.tokenizer.add_special_tokens);
+    let added: Vec<&String> = special.iter().chain(plain).collect();
+    let Some(first) = added.first() else { return Ok(tokenizer) };
+    let key = if special.is_empty() { "tokenizer.add_tokens" } else { "tokenizer.add_special_tokens" };
+    let shown = format!("{first:?}");
     let Some(tokenizer) = tokenizer else {
-        return Err(Error::config(
-            "tokenizer.add_tokens",
-            shown,
-            "needs a tokenizer to add them to: set tokenizer.path",
-        ));
+        return Err(Error::config(key, shown, "needs a tokenizer to add them to: set tokenizer.path"));
     };
     let before = tokenizer.vocab_size();
-    let with = tokenizer.with_added_tokens(added).map_err(|error| match error {
+    let with = tokenizer.with_added_tokens(special, true).and_then(|t| t.with_added_tokens(plain, false));
+    let with = with.map_err(|error| match error {
         tallow_tokenizer::Error::AddedToken { token, reason } => {
             let way_out = match config.adapter {
                 Some(_) => "; rows of tokens that there are can be trained: adapter.train_tokens",
                 None => "",
             };
-            Error::config("tokenizer.add_tokens", format!("{token:?}"), reason + way_out)
+            let key = if special.contains(&token) { "tokenizer.add_special_tokens" } else { "tokenizer.add_tokens" };
+            Error::config(key, format!("{token:?}"), reason + way_out)
         }
         other => other.into(),
     })?;
@@ -496,7 +521,8 @@ fn add_tokens(
             notices
                 .push(format!("note: {ids}; the model's vocabulary grows from {rows} rows to {}", with.vocab_size()));
         }
-        Some((rows, _)) => notices.push(format!("note: {ids}, which are rows that the model has to spare ({rows})")),
+        Some((rows, _)) => notices
+            .push(format!("note: {ids}, which are rows that the model has to spare ({rows}) and start as these are")),
         None => {}
     }
     Ok(Some(with))
@@ -505,7 +531,8 @@ fn add_tokens(
 /// The ids of the tokens whose rows are trained beside an adapter.
 fn token_ids(config: &RunConfig, section: &AdapterSection, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
     let mut ids: Vec<u32> = vec![];
-    let added = config.tokenizer.add_tokens.iter().map(|token| ("tokenizer.add_tokens", token));
+    let special = config.tokenizer.add_special_tokens.iter().map(|token| ("tokenizer.add_special_tokens", token));
+    let added = special.chain(config.tokenizer.add_tokens.iter().map(|token| ("tokenizer.add_tokens", token)));
     for (key, token) in added.chain(section.train_tokens.iter().map(|token| ("adapter.train_tokens", token))) {
         match tokenizer.and_then(|tokenizer| tokenizer.token_to_id(token)) {
             Some(id) if !ids.contains(&id) => ids.push(id),
@@ -603,6 +630,12 @@ impl Vocabulary {
             && tokenizer.fingerprint() != vocab.fingerprint
         {
             let reason = "data.train was prepared with another tokenizer; prepare it again with this one";
+            let TokenizerSection { add_tokens, add_special_tokens, .. } = &config.tokenizer;
+            if let Some(token) = add_special_tokens.iter().chain(add_tokens).next() {
+                let reason =
+                    "data.train was prepared before it was added; name the text files themselves in data.train";
+                return Err(Error::config("tokenizer.add_tokens", format!("{token:?}"), reason));
+            }
             let (key, value) = match (&config.tokenizer.path, &config.model.from) {
                 (Some(path), _) => ("tokenizer.path", path.display().to_string()),
                 (None, from) => ("model.from", from.clone().unwrap_or_default()),

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use tallow_adapters::{AdapterFill, AdapterPlan};
+use tallow_adapters::{AdapterFill, AdapterPlan, TOKEN_ROWS};
 use tallow_data::{Batch, Loader, Prefetch};
 use tallow_models::{Decoder, ModelConfig};
-use tallow_nn::{DropoutContext, Fill, Pack, ParamSpec, ParamStore, RandomInit, StoreOptions, plan_params};
+use tallow_nn::{DropoutContext, Fill, Pack, ParamSpec, ParamStore, RandomInit, Role, StoreOptions, plan_params};
 use tallow_ops::CrossEntropyOptions;
 
 use crate::anomaly::{AnomalyDetector, Verdict};
@@ -231,14 +231,15 @@ impl Trainer {
     }
 
     /// Looks at the first gradients. One of the two matrices of a new adapter is zero, so the other has no gradient before
-    /// the first update.
+    /// the first update; rows of a few tokens of an embedding have none where no batch held one of them yet.
     fn audit(&self) -> Result<()> {
         let adapter = self.resolved.run.adapter.is_some();
         let waits =
             |spec: &ParamSpec| spec.name.ends_with(".lora_A.weight") || spec.name.ends_with(".lora_embedding_B");
+        let rows = |spec: &ParamSpec| spec.role == Role::Embed && spec.name.ends_with(TOKEN_ROWS);
         match self.state.updates {
-            0 => audit_gradients(&self.store, &|spec| !(adapter && waits(spec))),
-            1 if adapter => audit_gradients(&self.store, &|_| true).map_err(|error| self.overflown(error)),
+            0 => audit_gradients(&self.store, &|spec| !(adapter && (waits(spec) || rows(spec)))),
+            1 if adapter => audit_gradients(&self.store, &|spec| !rows(spec)).map_err(|error| self.overflown(error)),
             _ => Ok(()),
         }
     }

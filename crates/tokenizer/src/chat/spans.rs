@@ -82,11 +82,31 @@ impl Finder<'_, '_> {
                           the content out, or changes it";
             return Err(self.fail(index, reason));
         }
+        if !says_more && self.leaves_out(index, &spans) {
+            return Err(
+                self.fail(index, "the template leaves its content out: nothing but what is around it would be learnt")
+            );
+        }
         let said = spans.iter().any(|span| {
             let special = self.specials.iter().find(|s| s.start >= span.start && s.end == span.end);
             !self.text[span.start..special.map_or(span.end, |s| s.start)].trim().is_empty()
         });
         if said { Ok(spans) } else { Err(empty()) }
+    }
+
+    /// Whether the text would be the same whatever the message said.
+    fn leaves_out(&self, index: usize, spans: &[Range<usize>]) -> bool {
+        let content = self.content(index);
+        let (lead, trimmed) = (content.len() - content.trim_start().len(), content.trim());
+        if spans.iter().any(|span| self.text[span.clone()].contains(trimmed)) {
+            return false;
+        }
+        let Some([mark]) = marks::unused([self.text.as_str()].into_iter()) else { return false };
+        let same = |at: usize| {
+            let marked = self.conversation.content_marked(index, at, mark, None);
+            marked.is_ok_and(|marked| marked == self.text)
+        };
+        same(lead) && same(lead + trimmed.len())
     }
 
     fn generation_blocks(&self) -> Vec<Range<usize>> {

@@ -34,7 +34,8 @@ documented! {
         /// Scale by `alpha / sqrt(rank)` instead (rsLoRA, Kalajdzievski 2023).
         pub rslora: bool,
         /// How the matrices start: `kaiming` (PEFT's default) or `gaussian`, where the second is zero, or `olora`: within the matrix
-        /// that they stand beside (Büyükakyüz 2024); its files have twice the rank. In each the model begins as it was.
+        /// that they stand beside (Büyükakyüz 2024), which takes a smaller learning rate, as both have a size from the start; its files have twice the
+        /// rank. In each the model begins as it was.
         pub init: InitSetting,
         /// Modules that are trained whole and saved with the adapter, e.g. `["lm_head"]`.
         pub modules_to_save: Vec<String>,
