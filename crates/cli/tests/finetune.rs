@@ -84,6 +84,8 @@ fn a_base_of_four_bits_is_resumed_bit_for_bit() {
     fails(&tallow(at, &format!("merge {twin} --out no")), 1, &["other weights", "--base original"]);
     let forced = tallow(at, &format!("merge {twin} --out yes --base original"));
     assert!(forced.status.success() && String::from_utf8_lossy(&forced.stderr).contains("compared beside"));
+    let merged = tallow(at, "merge --model twin --adapter whole/final --out twice");
+    assert!(merged.status.success() && String::from_utf8_lossy(&merged.stderr).contains("other weights"));
     let plain = tallow(at, "score --text fox --model twin --adapter whole/final");
     assert!(plain.status.success() && String::from_utf8_lossy(&plain.stderr).contains("other weights"));
     let written = tallow(at, "convert --model out/final --adapter tuned/final --to gguf --out four.gguf");

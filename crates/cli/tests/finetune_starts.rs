@@ -70,6 +70,7 @@ fn an_adapter_that_starts_within_its_matrices_is_resumed_and_merged() {
 fn new_tokens_are_trained_beside_an_adapter_and_used_with_it() {
     let dir = school();
     let at = dir.path();
+    fs::copy(at.join("chat.jsonl"), at.join("plain.jsonl")).expect("copied");
     let lines = fs::read_to_string(at.join("chat.jsonl")).expect("read").replace("a fox", "<think>a</think> fox");
     fs::write(at.join("chat.jsonl"), lines).expect("written");
     let rows = |at: &Path| -> u64 {
@@ -97,6 +98,13 @@ fn new_tokens_are_trained_beside_an_adapter_and_used_with_it() {
     let two = "--model out/final --adapter tuned/final --adapter tuned/checkpoints/step-4";
     fails(&tallow(at, &format!("score --text fox {two}")), 1, &["rows of tokens"]);
     fails(&tallow(at, &format!("score --text fox {adapted}=0")), 1, &["rows of tokens"]);
+
+    // Behind an adapter whose tokenizer does not know them they are found as well.
+    stdout(&finetune(at, &["output=plain", "data.train=['plain.jsonl']"], &[]));
+    let (one, two) = ("--adapter plain/final", "--adapter tuned/final");
+    let orders = [format!("--model out/final {one} {two}"), format!("--model out/final {two} {one}")];
+    let [first, second] = orders.map(|order| score(at, "<think>a</think>", &order));
+    assert!((first - second).abs() < 1e-3, "{first} and {second}");
 
     // A token that no example holds has no gradient, which is no fault of the run's.
     stdout(&finetune(at, &["output=rare", "tokenizer.add_tokens=[\"<rare>\"]"], &[]));

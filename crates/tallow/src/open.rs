@@ -108,8 +108,8 @@ pub enum Base {
 /// How a model is opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions<'a> {
-    /// Adapters to use beside it, PEFT directories or GGUF files. The tokenizer of the first that has one takes the place of the
-    /// model's: it carries the chat template that the adapter was trained with.
+    /// Adapters to use beside it, PEFT directories or GGUF files. The tokenizer of one that adds tokens, else of the first that
+    /// has one, takes the place of the model's: it carries the chat template that the adapter was trained with.
     pub adapters: &'a [NamedAdapter],
     /// What the adapter is put beside.
     pub base: Base,
@@ -231,13 +231,14 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
     for adapter in how.adapters {
         files.push((adapter.clone(), open_adapter(&adapter.path, checkpoint.config(), &base)?));
     }
-    let mut notices = vec![];
+    let (mut notices, mut adding) = (vec![], None);
     let base = match files.iter().filter_map(|(a, files)| Some((files.rows_needed(&base)?, a))).max_by_key(|x| x.0) {
         None => base,
         Some((rows, adapter)) => {
             let (has, path) = (checkpoint.config().shape().vocab_size, checkpoint.path().display());
             let name = &adapter.name;
             notices.push(format!("note: {name} adds tokens: the vocabulary of {path} grows from {has} rows to {rows}"));
+            adding = Some(adapter.path.clone());
             checkpoint.resize_vocabulary(rows)?;
             plan_params(|b| checkpoint.config().build(b))?.1
         }
@@ -288,9 +289,10 @@ pub fn open_with(model: &str, how: OpenOptions) -> Result<OpenModel> {
         let decoder = store.build(|b| set.build(b, |b| config.build(b)))?;
         (store, decoder, Some(set), quantization)
     };
-    if let Some(adapter) = how.adapters.iter().find(|adapter| adapter.path.join("tokenizer.json").is_file()) {
-        tokenizer = Tokenizer::from_path(&adapter.path).map_err(|e| e.to_string());
-        check_vocabulary(&adapter.path, &tokenizer, &checkpoint)?;
+    let paths = adding.as_ref().into_iter().chain(how.adapters.iter().map(|adapter| &adapter.path));
+    if let Some(path) = paths.into_iter().find(|path| path.join("tokenizer.json").is_file()) {
+        tokenizer = Tokenizer::from_path(path).map_err(|e| e.to_string());
+        check_vocabulary(path, &tokenizer, &checkpoint)?;
     }
     Ok(OpenModel { checkpoint, store, decoder, tokenizer, device, adapters: set, quantization, notices })
 }

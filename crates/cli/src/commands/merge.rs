@@ -55,6 +55,9 @@ pub fn run(args: MergeArgs) -> anyhow::Result<()> {
     }
     let merged = merge(&args.model, &args.adapter, &args.text, args.base.into())?;
     let difference = merged.difference;
+    for notice in merged.adapted.notices() {
+        eprintln!("{notice}");
+    }
     if let Some(reason) = &merged.not_compared {
         eprintln!("note: compared beside the model's own weights, since {reason}");
     }

@@ -13,7 +13,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// An adapter of the model, used beside it: a PEFT directory (a run's `final/`) or a GGUF file; several are added by their
-    /// weights, 1 unless given. The tokenizer is that of the first that has one
+    /// weights, 1 unless given. The tokenizer is that of one that adds tokens, else of the first that has one
     #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = parse_adapter)]
     pub adapter: Vec<NamedAdapter>,
     /// What the adapter is put beside: as it was trained (quantized, after QLoRA), or the model's own weights
