@@ -77,6 +77,10 @@ enum Command {
     Reference(reference::ReferenceArgs),
 }
 
+/// Large buffers are kept from step to step.
+#[global_allocator]
+static ALLOCATOR: tallow_kernels::allocator::KeepLarge = tallow_kernels::allocator::KeepLarge;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tallow_kernels::memory::keep_large_allocations();

@@ -146,28 +146,34 @@ impl Rows<'_> {
     }
 }
 
+/// The gradient of logits `[n, v]`, in rows that are `pitch` elements apart.
+pub struct LogitGradient<'a, T> {
+    /// All of them, to the end of the last row's pitch.
+    pub values: &'a mut [T],
+    /// Elements from one row to the next.
+    pub pitch: usize,
+}
+
 /// A dtype in which the gradient of logits is handed on.
 pub trait LogitGradients: Element {
-    /// Turns `logits [n, v]` into the gradient of the loss of [`Factors`], rounded to this dtype. `rounded` is where it goes if it cannot stay in place.
-    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<Self>) -> &'a mut [Self];
+    /// Turns `logits [n, v]` into the gradient of the loss of [`Factors`], rounded to this dtype, where they lie.
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32]) -> LogitGradient<'a, Self>;
 }
 
 impl LogitGradients for f32 {
-    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], _: &'a mut Vec<f32>) -> &'a mut [f32] {
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32]) -> LogitGradient<'a, f32> {
         logits.par_chunks_exact_mut(rows.v).enumerate().for_each(|(i, row)| rows.gradient(i, row));
-        logits
+        LogitGradient { values: logits, pitch: rows.v }
     }
 }
 
 impl LogitGradients for bf16 {
-    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32], rounded: &'a mut Vec<bf16>) -> &'a mut [bf16] {
-        rounded.resize(logits.len(), bf16::ZERO);
-        let out = rounded.par_chunks_exact_mut(rows.v);
-        logits.par_chunks_exact_mut(rows.v).zip(out).enumerate().for_each(|(i, (row, out))| {
+    fn logit_gradients<'a>(rows: &Rows, logits: &'a mut [f32]) -> LogitGradient<'a, bf16> {
+        logits.par_chunks_exact_mut(rows.v).enumerate().for_each(|(i, row)| {
             rows.gradient(i, row);
-            crate::reduce::round_chunk(rows.level, row, out);
+            crate::reduce::round_in_place(rows.level, row);
         });
-        rounded
+        LogitGradient { values: crate::memory::halves(logits), pitch: 2 * rows.v }
     }
 }
 
@@ -208,10 +214,10 @@ mod tests {
                         weights: Some(&weights),
                         factors,
                     };
-                    let mut rounded = vec![];
-                    let rounded: Vec<bf16> = bf16::logit_gradients(&rows, &mut logits.clone(), &mut rounded).to_vec();
-                    let mut unused = vec![];
-                    let grads = f32::logit_gradients(&rows, &mut logits, &mut unused);
+                    let mut copy = logits.clone();
+                    let LogitGradient { values, pitch } = bf16::logit_gradients(&rows, &mut copy);
+                    let rounded: Vec<bf16> = values.chunks_exact(pitch).flat_map(|row| row[..v].to_vec()).collect();
+                    let grads = f32::logit_gradients(&rows, &mut logits).values;
                     assert!(grads.iter().zip(&rounded).all(|(g, r)| bf16::from_f32(*g) == *r));
                     for (r, &target) in targets.iter().enumerate() {
                         let row = &before[r * v..][..v];

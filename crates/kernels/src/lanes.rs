@@ -91,16 +91,30 @@ pub trait Simd: Copy + Send + Sync + 'static {
         a[..Self::LANES].iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
 
-    /// `2^x` for `x <= 127`, results below the normal range flushed to 0, NaN kept. Relative error below 2e-7.
+    /// `2^x` for `x <= 127`, NaN kept; results below the normal range may be flushed to 0. Relative error below 2e-7.
     #[inline(always)]
     fn exp2(self, x: Self::V) -> Self::V {
         let n = self.round(self.max(self.splat(-127.0), x));
         let r = self.sub(self.max(self.splat(-127.0), x), n);
+        self.mul(self.exp2_within(r), self.pow2(n))
+    }
+
+    /// `2^r` for `-0.5 <= r <= 0.5`.
+    #[inline(always)]
+    fn exp2_within(self, r: Self::V) -> Self::V {
         let mut p = self.splat(1.546_144_5e-4);
         for c in [0.001_340_042_8, 0.009_618_057, 0.055_503_27, 0.240_226_5, 6.931_472e-1, 1.0] {
             p = self.fma(p, r, self.splat(c));
         }
-        self.mul(p, self.pow2(n))
+        p
+    }
+
+    /// `p 2^n` for integral `n` in -151..=129, where `0.5 < p < 2`.
+    #[inline(always)]
+    fn scale_by_pow2(self, p: Self::V, n: Self::V) -> Self::V {
+        // Two factors, since 2^n alone overflows or is denormal at the ends of the range.
+        let half = self.round(self.mul(n, self.splat(0.5)));
+        self.mul(self.mul(p, self.pow2(half)), self.pow2(self.sub(n, half)))
     }
 
     /// `e^x` over the whole range: 0 from -104 down, infinity past 88.7, NaN kept. Relative error below 2e-7.
@@ -114,9 +128,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         for c in [0.008_375_126, 0.041_666_35, 0.166_664_15, 0.5, 1.0, 1.0] {
             p = self.fma(p, r, self.splat(c));
         }
-        // Two factors, since 2^n alone overflows or is denormal at the ends of the range.
-        let half = self.round(self.mul(n, self.splat(0.5)));
-        self.mul(self.mul(p, self.pow2(half)), self.pow2(self.sub(n, half)))
+        self.scale_by_pow2(p, n)
     }
 
     /// `1 / (1 + e^-x)`.
@@ -149,6 +161,9 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + PartialEq + std::fmt::D
     fn store<S: Simd>(s: S, v: S::V, dst: &mut [Self]);
     /// [`Simd::lookup`] of this type.
     fn lookup<S: Simd>(s: S, table: &[Self; 16], codes: &[u8], dst: &mut [Self]);
+
+    /// The same values, where the type is bf16.
+    fn as_bf16(values: &[Self]) -> Option<&[bf16]>;
 
     /// Like [`load`](Self::load) with zeros where `src` is too short.
     #[inline(always)]
@@ -195,6 +210,10 @@ impl Element for f32 {
     fn lookup<S: Simd>(s: S, table: &[Self; 16], codes: &[u8], dst: &mut [Self]) {
         s.lookup(table, codes, dst);
     }
+    #[inline(always)]
+    fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
+        None
+    }
 }
 
 impl Element for bf16 {
@@ -218,6 +237,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn lookup<S: Simd>(s: S, table: &[Self; 16], codes: &[u8], dst: &mut [Self]) {
         s.lookup_bf16(table, codes, dst);
+    }
+    #[inline(always)]
+    fn as_bf16(values: &[Self]) -> Option<&[bf16]> {
+        Some(values)
     }
 }
 
@@ -595,6 +618,21 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn exp2(self, x: __m512) -> __m512 {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            // SAFETY: a value of this type exists only where the CPU has the instructions.
+            unsafe {
+                // What is left of minus infinity is 0, and scaling by it gives 0.
+                let rest = _mm512_reduce_ps::<NEAREST>(x);
+                _mm512_scalef_ps(self.exp2_within(rest), self.round(x))
+            }
+        }
+        #[inline(always)]
+        fn scale_by_pow2(self, p: __m512, n: __m512) -> __m512 {
+            // SAFETY: as above.
+            unsafe { _mm512_scalef_ps(p, n) }
+        }
+        #[inline(always)]
         fn splat(self, x: f32) -> __m512 {
             // SAFETY: a value of this type exists only where the CPU has the instructions.
             unsafe { _mm512_set1_ps(x) }
@@ -732,3 +770,37 @@ macro_rules! simd_fn {
     };
 }
 pub(crate) use simd_fn;
+
+#[cfg(test)]
+mod tests {
+    simd_fn! {
+        fn exponentials(s, x: &[f32], two: &mut [f32], e: &mut [f32]) {
+            for ((x, two), e) in x.chunks(16).zip(two.chunks_mut(16)).zip(e.chunks_mut(16)) {
+                for at in (0..16).step_by(S::LANES) {
+                    s.store(s.exp2(s.load(&x[at..])), &mut two[at..]);
+                    s.store(s.exp(s.load(&x[at..])), &mut e[at..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_match_f64_over_their_range() {
+        let mut x: Vec<f32> = (0..16 * 400).map(|i| i as f32 * 0.0337 - 126.0).filter(|x| *x <= 88.0).collect();
+        x.extend([f32::NEG_INFINITY, -1e30, -200.0, -127.5, -103.9, 0.0, -0.0, 0.5, -0.5, 1.5, f32::NAN]);
+        x.resize(x.len().next_multiple_of(16), 1.0);
+        for level in [crate::simd::Level::Scalar, crate::simd::Level::Avx2, crate::simd::Level::Avx512] {
+            let (mut two, mut e) = (vec![9.0; x.len()], vec![9.0; x.len()]);
+            exponentials(level, &x, &mut two, &mut e);
+            for (what, got, exact) in [("2^x", &two, f64::exp2 as fn(f64) -> f64), ("e^x", &e, f64::exp)] {
+                for (x, got) in x.iter().zip(got) {
+                    let want = exact(f64::from(*x));
+                    // Below the normal range some are flushed to zero, some lose digits.
+                    let error = (f64::from(*got) - want).abs();
+                    let fits = error <= 2e-7 * want + 1.2e-38 && (*got == 0.0 || *x > -160.0);
+                    assert!(if x.is_nan() { got.is_nan() } else { fits }, "{level:?} {what} {x}: {got} {want}");
+                }
+            }
+        }
+    }
+}

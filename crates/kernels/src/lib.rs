@@ -19,6 +19,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod allocator;
 pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;

@@ -71,11 +71,16 @@ pub(crate) fn with_scratch<const N: usize, R>(lens: [usize; N], f: impl FnOnce([
     result
 }
 
-/// The same memory as bf16, two to a float; NaN in debug builds, so that tests see what was not written.
+/// The same memory as bf16, two to a float.
+pub(crate) fn halves(words: &mut [f32]) -> &mut [bf16] {
+    // SAFETY: a float is two bf16 without padding, and any bits are a value of either.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) }
+}
+
+/// As [`halves`]; NaN in debug builds, so that tests see what was not written.
 pub(crate) fn as_bf16(part: &mut [f32]) -> &mut [bf16] {
     if cfg!(debug_assertions) {
         part.fill(f32::NAN);
     }
-    // SAFETY: a float is two bf16 without padding, and any bits are a value of either.
-    unsafe { std::slice::from_raw_parts_mut(part.as_mut_ptr().cast(), 2 * part.len()) }
+    halves(part)
 }

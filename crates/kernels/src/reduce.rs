@@ -4,6 +4,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::lanes::simd_fn;
+use crate::memory::halves;
 use crate::simd::Level;
 
 /// Elements of a block: sums are taken a block at a time and added in order, whatever the threads.
@@ -36,6 +37,24 @@ simd_fn! {
         }
         for (to, from) in to.iter_mut().zip(from) {
             *to = bf16::from_f32(*from);
+        }
+    }
+}
+
+simd_fn! {
+    /// Rounds a row to bf16 where it lies: the first half of its memory.
+    pub(crate) fn round_in_place(s, row: &mut [f32]) {
+        let len = row.len();
+        let mut at = 0;
+        // What is written never passes what is yet to be read.
+        while at + S::LANES <= len {
+            let values = s.load(&row[at..]);
+            s.store_bf16(values, &mut halves(row)[at..]);
+            at += S::LANES;
+        }
+        for at in at..len {
+            let value = row[at];
+            halves(row)[at] = bf16::from_f32(value);
         }
     }
 }

@@ -16,8 +16,11 @@ use crate::{ReplacedRows, Table, Weight, reference};
 /// The target of a position that predicts nothing.
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
-/// Bytes of f32 logits that exist at once.
+/// Bytes of f32 logits that exist at once, where that makes more rows than [`CHUNK_ROWS`].
 const CHUNK_BYTES: usize = 64 << 20;
+
+/// Rows of logits that exist at once at least: for each chunk the head is read twice, and the sum of its gradient too.
+const CHUNK_ROWS: usize = 512;
 
 /// What [`linear_cross_entropy`] computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,7 +153,7 @@ fn check_targets(targets: &[u32], v: usize, ignore: u32) -> Result<()> {
 }
 
 fn chunk_rows(v: usize) -> usize {
-    (CHUNK_BYTES / (4 * v)).next_multiple_of(64)
+    (CHUNK_BYTES / (4 * v)).next_multiple_of(64).max(CHUNK_ROWS)
 }
 
 /// Bytes that [`linear_cross_entropy`] holds at its worst moment besides its result, for `tokens` rows of `hidden` channels
@@ -162,9 +165,9 @@ pub fn cross_entropy_workspace(tokens: usize, hidden: usize, vocab: usize, dtype
     let unpacked = if packed { some * (hidden * dtype.size_in_bytes() + 8 * rows) + 4 * rows * hidden } else { 0 };
     unpacked
         + match dtype {
-            DType::BF16 if tallow_kernels::peak::native_bf16() => 6 * logits,
-            DType::BF16 if packed => 6 * logits + 4 * some * (hidden + rows),
-            DType::BF16 => 10 * logits + 4 * vocab * hidden,
+            DType::BF16 if tallow_kernels::peak::native_bf16() => 4 * logits,
+            DType::BF16 if packed => 4 * logits + 4 * some * (hidden + rows),
+            DType::BF16 => 8 * logits + 4 * vocab * hidden,
             _ => 4 * logits,
         }
 }
@@ -245,7 +248,6 @@ impl Job<'_> {
         let (level, &Self { n, c, v, chunk, options, .. }) = (simd::level(), self);
         let mut logits = unspecified(chunk.min(n) * v);
         let mut losses = vec![kernels::RowLoss::default(); chunk.min(n)];
-        let mut rounded = Vec::new();
         let mut sums = Sums::default();
         for start in (0..n).step_by(chunk.max(1)) {
             let rows = chunk.min(n - start);
@@ -272,16 +274,16 @@ impl Job<'_> {
                 smoothing: options.label_smoothing as f32,
             };
             let rows_of = Rows { level, v, targets, ignore: options.ignore_index, losses, weights, factors };
-            let g = T::logit_gradients(&rows_of, logits, &mut rounded);
-            let apart = head.take_apart(v, g);
+            let kernels::LogitGradient { values: g, pitch } = T::logit_gradients(&rows_of, logits);
+            let apart = head.take_apart(g, pitch);
             if let Some(dx) = dx.as_deref_mut() {
-                head.input_gradient((rows, c, v), g, apart.as_ref(), &mut dx[start * c..][..rows * c])?;
+                head.input_gradient((rows, c, v), (g, pitch), apart.as_ref(), &mut dx[start * c..][..rows * c])?;
             }
             if let (Some(drows), Some(apart)) = (drows.as_deref_mut(), &apart) {
                 head.rows_gradient((rows, c), apart, x, drows);
             }
             if let Some(dw) = dw.as_deref_mut() {
-                T::tn_add(v, c, rows, g, x, dw);
+                T::tn_add_pitched(v, c, rows, (g, pitch), x, dw);
             }
         }
         Ok(sums)

@@ -65,21 +65,23 @@ impl<T: Scalar> HeadRows<'_, T> {
         Ok(())
     }
 
-    /// Takes from the gradient `g [rows, v]` of the logits what does not belong to the matrix, and leaves zeros there.
-    pub(crate) fn take_apart(&self, v: usize, g: &mut [T]) -> Option<Apart<T>> {
+    /// Takes from the gradient `g` of the logits, whose rows are `pitch` apart, what does not belong to the matrix, and leaves
+    /// zeros there.
+    pub(crate) fn take_apart(&self, g: &mut [T], pitch: usize) -> Option<Apart<T>> {
         let Replaced { ids, .. } = self.replaced.as_ref()?;
-        let mut apart = Vec::with_capacity(g.len() / v * ids.len());
-        for row in g.chunks_exact_mut(v) {
+        let mut apart = Vec::with_capacity(g.len() / pitch * ids.len());
+        for row in g.chunks_exact_mut(pitch) {
             apart.extend(ids.iter().map(|id| std::mem::replace(&mut row[*id as usize], T::from_f32(0.0))));
         }
         Some(Apart(apart))
     }
 
-    /// `dx [rows, c] = g w` for the gradient `g [rows, v]` of the logits, of which `apart` was taken.
+    /// `dx [rows, c] = g w` for the gradient `g [rows, v]` of the logits, whose rows are the given number of elements apart and
+    /// of which `apart` was taken.
     pub(crate) fn input_gradient(
         &self,
         (rows, c, v): (usize, usize, usize),
-        g: &[T],
+        g: (&[T], usize),
         apart: Option<&Apart<T>>,
         dx: &mut [T],
     ) -> Result<()> {
@@ -120,10 +122,15 @@ impl<T: Scalar> Matrix<'_, T> {
     }
 
     /// Summed in f32 and rounded once.
-    fn input_gradient(&self, (rows, c, v): (usize, usize, usize), g: &[T], dx: &mut [T]) -> Result<()> {
+    fn input_gradient(
+        &self,
+        (rows, c, v): (usize, usize, usize),
+        (g, pitch): (&[T], usize),
+        dx: &mut [T],
+    ) -> Result<()> {
         let weight = match self {
             Matrix::Whole(w) => {
-                T::nn(rows, c, v, g, w, dx, false);
+                T::nn_pitched(rows, c, v, (g, pitch), w, dx, false);
                 return Ok(());
             }
             Matrix::Packed(weight) => weight,
@@ -135,7 +142,7 @@ impl<T: Scalar> Matrix<'_, T> {
             let turned = &mut turned[..rows * len];
             turned.par_chunks_mut(rows).enumerate().for_each(|(j, column)| {
                 for (i, x) in column.iter_mut().enumerate() {
-                    *x = g[i * v + start + j];
+                    *x = g[i * pitch + start + j];
                 }
             });
             T::tn_add(rows, c, len, turned, w, &mut sum);

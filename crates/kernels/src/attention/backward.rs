@@ -6,9 +6,11 @@ use crate::lanes::{Element, simd_fn};
 use crate::memory::with_scratch;
 use crate::simd::Level;
 
+use super::arithmetic::{Arithmetic, Widened, square_words};
 use super::forward::{hull, row_blocks, widen};
-use super::pack::{Head, pack_rows, transpose, unpack_row};
-use super::tile::{Product, ProductFn, product};
+use super::pack::{Head, transpose, unpack_row};
+use super::pairs::Pairs;
+use super::tile::{Product, ProductFn};
 use super::{Heads, Inputs, PANEL, SharedRows, Sizes, TILE_KEYS, TILE_ROWS};
 
 /// What the forward pass left, and the gradient of its result.
@@ -40,12 +42,27 @@ pub fn attention_backward<T: Element>(
     let Sizes { b, tq, tk, h, g, d } = inputs.sizes;
     assert!(saved.out.dims == inputs.q.dims && saved.dout.dims == inputs.q.dims && saved.lse.len() == b * h * tq);
     assert!(dq.len() == b * tq * h * d && dk.len() == b * tk * g * d && dv.len() == dk.len());
-    let run = Run {
-        level,
-        product: product(level),
-        dq: SharedRows::new(dq),
-        dk: SharedRows::new(dk),
-        dv: SharedRows::new(dv),
+    run_all(Pairs::native::<T>(level, inputs.scale), Widened(level), inputs, saved, dq, dk, dv);
+}
+
+/// In `pairs`, if there are any, or else `widened`.
+pub(super) fn run_all<T: Element>(
+    pairs: Option<Pairs>,
+    widened: Widened,
+    inputs: &Inputs<'_, T>,
+    saved: &Saved<'_, T>,
+    dq: &mut [T],
+    dk: &mut [T],
+    dv: &mut [T],
+) {
+    let Sizes { b, tq, tk, g, .. } = inputs.sizes;
+    let run = Run { level: widened.0, dq: SharedRows::new(dq), dk: SharedRows::new(dk), dv: SharedRows::new(dv) };
+    // In pairs what is not finite would meet rows that do not see it: then in f32, which leaves it out.
+    let task = |head: Head, queries: (usize, usize), keys: (usize, usize), wanted: Wanted| {
+        let part = Part { head, queries, keys, wanted };
+        if !pairs.is_some_and(|pairs| task(pairs, inputs, saved, run, part)) {
+            task(widened, inputs, saved, run, part);
+        }
     };
     let heads = b * g;
     let threads = rayon::current_num_threads();
@@ -55,7 +72,7 @@ pub fn attention_backward<T: Element>(
     if heads * 7 >= heads.div_ceil(threads) * threads * 5 {
         (0..heads).into_par_iter().for_each(|at| {
             let head = Head { b: at / g, h: at % g };
-            task(inputs, saved, run, head, (0, tq), (0, tiles), Wanted { dq: true, dkv: true });
+            task(head, (0, tq), (0, tiles), Wanted { dq: true, dkv: true });
         });
         return;
     }
@@ -64,20 +81,19 @@ pub fn attention_backward<T: Element>(
     (0..heads * tiles.div_ceil(per_piece)).into_par_iter().for_each(|at| {
         let (head, first) = (Head { b: at % heads / g, h: at % g }, at / heads * per_piece);
         let keys = (first, (first + per_piece).min(tiles));
-        task(inputs, saved, run, head, (0, tq), keys, Wanted { dq: false, dkv: true });
+        task(head, (0, tq), keys, Wanted { dq: false, dkv: true });
     });
     let per_piece = tq.div_ceil(pieces).max(TILE_ROWS).next_multiple_of(TILE_ROWS);
     (0..heads * tq.div_ceil(per_piece)).into_par_iter().for_each(|at| {
         let (head, first) = (Head { b: at % heads / g, h: at % g }, at / heads * per_piece);
         let queries = (first, (first + per_piece).min(tq));
-        task(inputs, saved, run, head, queries, (0, tiles), Wanted { dq: true, dkv: false });
+        task(head, queries, (0, tiles), Wanted { dq: true, dkv: false });
     });
 }
 
 #[derive(Clone, Copy)]
 struct Run<T> {
     level: Level,
-    product: ProductFn,
     dq: SharedRows<T>,
     dk: SharedRows<T>,
     dv: SharedRows<T>,
@@ -89,40 +105,59 @@ struct Wanted {
     dkv: bool,
 }
 
-/// Query rows of all heads of a group, widened; row `i * queries + t` is query `t0 + t` of head `i`.
+/// Queries `[t0, t1)` against key tiles `[first, last)`: the whole of `dk` and `dv` of these tiles if these are all queries,
+/// the whole of `dq` of these queries if the tiles are all tiles.
+#[derive(Clone, Copy)]
+struct Part {
+    head: Head,
+    queries: (usize, usize),
+    keys: (usize, usize),
+    wanted: Wanted,
+}
+
+/// Query rows of all heads of a group, in words along the channels and of steps; row `i * stride + t` is query `t0 + t` of head
+/// `i`.
 struct Rows<'a> {
     q: &'a [f32],
     dout: &'a [f32],
+    q_steps: &'a [f32],
+    dout_steps: &'a [f32],
     /// Log-sum-exp in base 2, and `rowsum(dout out)`.
     lse: &'a [f32],
     delta: &'a [f32],
     finite: bool,
 }
 
-/// Queries `[t0, t1)` against key tiles `[first, last)`: the whole of `dk` and `dv` of these tiles if `t0..t1` are all
-/// queries, the whole of `dq` of these queries if the tiles are all tiles.
-fn task<T: Element>(
+/// False if the arithmetic is in pairs and a value is not finite: what was written is then to be written again.
+fn task<T: Element, A: Arithmetic<T>>(
+    arithmetic: A,
     inputs: &Inputs<'_, T>,
     saved: &Saved<'_, T>,
     run: Run<T>,
-    head: Head,
-    (t0, t1): (usize, usize),
-    (first, last): (usize, usize),
-    wanted: Wanted,
-) {
+    Part { head, queries: (t0, t1), keys: (first, last), wanted }: Part,
+) -> bool {
     let Sizes { tq, tk, h, g, d, .. } = inputs.sizes;
     let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
-    let queries = t1 - t0;
-    let rows = group * queries;
-    let tile = TILE_KEYS * padded;
+    let (queries, stride) = (t1 - t0, (t1 - t0).next_multiple_of(A::PER_WORD));
+    let (width, rows) = (padded / A::PER_WORD, group * stride);
+    let tile = TILE_KEYS * width;
+    let sums = TILE_KEYS * padded;
     let dq_len = if wanted.dq { rows * padded } else { 0 };
     let square = TILE_ROWS * TILE_KEYS;
-    let lens = [rows * padded, rows * padded, 2 * rows, dq_len, tile, tile, tile, tile, tile, square, square];
-    with_scratch(lens, |[q, dout, state, dq, k_columns, v_columns, k_rows, dk, dv, p, ds]| {
+    // Where words are values, rows serve as steps.
+    let (steps, words) = (if A::PER_WORD > 1 { rows * width } else { 0 }, square_words(TILE_ROWS, A::PER_WORD));
+    let (q, state) = (rows * width, 2 * rows);
+    let lens = [q, q, steps, steps, state, dq_len, tile, tile, tile, sums, sums, square, square, words, words, words];
+    with_scratch(lens, |parts| {
+        let [q, dout, q_steps, dout_steps, state, dq, k_columns, v_columns, k_steps, dk, dv, squares @ ..] = parts;
+        let [p, ds, p_steps, ds_steps, ds_words] = squares;
         let (lse, delta) = state.split_at_mut(rows);
-        let finite =
-            pack_queries(inputs, saved, run.level, head, (t0, t1), [&mut *q, &mut *dout, &mut *lse, &mut *delta]);
-        let rows_in = Rows { q, dout, lse, delta, finite };
+        let packed = [&mut *q, &mut *dout, &mut *q_steps, &mut *dout_steps, &mut *lse, &mut *delta];
+        let finite = pack_queries(arithmetic, inputs, saved, run.level, head, (t0, t1), packed);
+        let (q_steps, dout_steps) = if A::PER_WORD > 1 { (&*q_steps, &*dout_steps) } else { (&*q, &*dout) };
+        let rows_in = Rows { q, dout, q_steps, dout_steps, lse, delta, finite };
+        let mut squares = Squares { p, ds, p_steps, ds_steps, ds_words };
+        let (_, logit_factor) = arithmetic.factors(inputs.scale * std::f32::consts::LOG2_E);
         dq.fill(0.0);
         let (lo, hi) = inputs.union(head.b, t0, t1);
         for at in first..last {
@@ -130,12 +165,18 @@ fn task<T: Element>(
             dk.fill(0.0);
             dv.fill(0.0);
             if start < hi && lo < end {
-                pack_rows(run.level, &inputs.v, head, (start, end), 1.0, k_rows, padded);
-                transpose(k_rows, padded, end - start, v_columns);
-                let k_finite = pack_rows(run.level, &inputs.k, head, (start, end), 1.0, k_rows, padded);
-                transpose(k_rows, padded, end - start, k_columns);
-                let keys = Keys { k_columns, v_columns, k_rows, finite: k_finite, d, padded };
-                for (row, count, t) in row_blocks(group, queries) {
+                let v_finite = arithmetic.pack_rows(&inputs.v, head, (start, end), 1.0, k_steps, padded);
+                transpose(k_steps, width, end - start, v_columns);
+                let k_finite = arithmetic.pack_rows(&inputs.k, head, (start, end), 1.0, k_steps, padded);
+                transpose(k_steps, width, end - start, k_columns);
+                if A::PER_WORD > 1 {
+                    if !(finite && v_finite && k_finite) {
+                        return false;
+                    }
+                    arithmetic.pack_steps(&inputs.k, head, (start, end), k_steps, padded);
+                }
+                let keys = Keys { k_columns, v_columns, k_steps, finite: k_finite, d, padded, logit_factor };
+                for (row, count, t) in row_blocks(group, queries, stride) {
                     let mut spans = [(0, 0); TILE_ROWS];
                     for (span, t) in spans[..count].iter_mut().zip(t0 + t..) {
                         *span = inputs.span(head.b, t, start, end);
@@ -144,65 +185,68 @@ fn task<T: Element>(
                     if hull(spans).is_none() {
                         continue;
                     }
-                    probabilities(run, &keys, &rows_in, row, spans, p, ds);
+                    probabilities(arithmetic, run.level, &keys, &rows_in, row, spans, &mut squares);
                     if wanted.dkv {
-                        let (squares, sums) = ([&*p, &*ds], [&mut *dk, &mut *dv]);
-                        add_key_gradients(run.product, &rows_in, row, spans, padded, squares, sums);
+                        add_key_gradients(arithmetic, &rows_in, row, spans, padded, &squares, [&mut *dk, &mut *dv]);
                     }
                     if wanted.dq {
-                        add_query_gradients(
-                            run.product,
-                            &keys,
-                            spans,
-                            ds,
-                            &mut dq[row * padded..(row + count) * padded],
-                        );
+                        let dq = &mut dq[row * padded..(row + count) * padded];
+                        add_query_gradients(arithmetic, &keys, spans, &squares, dq);
                     }
                 }
             }
             if wanted.dkv {
+                // Widened queries carry scale * log2(e).
+                let dk_factor = if A::PER_WORD > 1 { inputs.scale } else { std::f32::consts::LN_2 };
                 for (i, j) in (start..end).enumerate() {
                     let at = ((head.b * tk + j) * g + head.h) * d;
                     // SAFETY: this tile of this head is this task's own.
                     let (dk_out, dv_out) = unsafe { (run.dk.row(at, d), run.dv.row(at, d)) };
-                    // The packed queries carry scale * log2(e).
-                    unpack_row(run.level, &dk[i * padded..(i + 1) * padded], std::f32::consts::LN_2, dk_out);
+                    unpack_row(run.level, &dk[i * padded..(i + 1) * padded], dk_factor, dk_out);
                     unpack_row(run.level, &dv[i * padded..(i + 1) * padded], 1.0, dv_out);
                 }
             }
         }
         if wanted.dq {
-            for (row, sum) in dq.chunks_exact(padded).enumerate() {
-                let (ih, t) = (head.h * group + row / queries, t0 + row % queries);
-                // SAFETY: these queries of this head are this task's own.
-                let out = unsafe { run.dq.row(((head.b * tq + t) * h + ih) * d, d) };
-                unpack_row(run.level, sum, inputs.scale, out);
+            for (i, sums) in dq.chunks_exact(stride * padded).enumerate() {
+                for (t, sum) in (t0..t1).zip(sums.chunks_exact(padded)) {
+                    // SAFETY: these queries of this head are this task's own.
+                    let out = unsafe { run.dq.row(((head.b * tq + t) * h + head.h * group + i) * d, d) };
+                    unpack_row(run.level, sum, inputs.scale, out);
+                }
             }
         }
-    });
+        true
+    })
 }
 
-/// Packs `q` (times scale and log2 e) and `dout`, and fills the two values of each row. True if all are finite.
-fn pack_queries<T: Element>(
+/// Packs `q` (times its part of scale and log2 e) and `dout`, and fills the two values of each row. True if all are finite.
+fn pack_queries<T: Element, A: Arithmetic<T>>(
+    arithmetic: A,
     inputs: &Inputs<'_, T>,
     saved: &Saved<'_, T>,
     level: Level,
     head: Head,
     (t0, t1): (usize, usize),
-    [q, dout, lse, delta]: [&mut [f32]; 4],
+    [q, dout, q_steps, dout_steps, lse, delta]: [&mut [f32]; 6],
 ) -> bool {
     let Sizes { tq, h, .. } = inputs.sizes;
     let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
-    let queries = t1 - t0;
+    let (queries, stride) = (t1 - t0, (t1 - t0).next_multiple_of(A::PER_WORD));
+    let width = padded / A::PER_WORD;
+    let (factor, _) = arithmetic.factors(inputs.scale * std::f32::consts::LOG2_E);
     let mut finite = true;
     for i in 0..group {
         let head = Head { b: head.b, h: head.h * group + i };
-        let span = i * queries..(i + 1) * queries;
-        let wide = span.start * padded..span.end * padded;
-        let factor = inputs.scale * std::f32::consts::LOG2_E;
-        finite &= pack_rows(level, &inputs.q, head, (t0, t1), factor, &mut q[wide.clone()], padded);
-        finite &= pack_rows(level, &saved.dout, head, (t0, t1), 1.0, &mut dout[wide], padded);
-        for (row, t) in span.zip(t0..t1) {
+        let wide = i * stride * width..(i * stride + queries) * width;
+        finite &= arithmetic.pack_rows(&inputs.q, head, (t0, t1), factor, &mut q[wide.clone()], padded);
+        finite &= arithmetic.pack_rows(&saved.dout, head, (t0, t1), 1.0, &mut dout[wide], padded);
+        if A::PER_WORD > 1 {
+            let steps = i * stride * width..(i + 1) * stride * width;
+            arithmetic.pack_steps(&inputs.q, head, (t0, t1), &mut q_steps[steps.clone()], padded);
+            arithmetic.pack_steps(&saved.dout, head, (t0, t1), &mut dout_steps[steps], padded);
+        }
+        for (row, t) in (i * stride..).zip(t0..t1) {
             lse[row] = saved.lse[(head.b * h + head.h) * tq + t] * std::f32::consts::LOG2_E;
             delta[row] = dot(level, saved.out.row(head.b, t, head.h), saved.dout.row(head.b, t, head.h));
         }
@@ -226,38 +270,50 @@ simd_fn! {
 struct Keys<'a> {
     k_columns: &'a [f32],
     v_columns: &'a [f32],
-    k_rows: &'a [f32],
+    k_steps: &'a [f32],
     finite: bool,
     d: usize,
     padded: usize,
+    logit_factor: f32,
 }
 
-/// Fills `p` and `ds` (`TILE_ROWS x TILE_KEYS`) for the rows from `row` on, zero outside the spans.
-fn probabilities<T>(
-    run: Run<T>,
+/// `TILE_ROWS x TILE_KEYS` probabilities and gradients of logits, and the same in the forms that the products take them in.
+struct Squares<'a> {
+    p: &'a mut [f32],
+    ds: &'a mut [f32],
+    p_steps: &'a mut [f32],
+    ds_steps: &'a mut [f32],
+    ds_words: &'a mut [f32],
+}
+
+/// Fills the squares for the rows from `row` on, zero outside the spans.
+fn probabilities<T: Element, A: Arithmetic<T>>(
+    arithmetic: A,
+    level: Level,
     keys: &Keys<'_>,
     rows: &Rows<'_>,
     row: usize,
     spans: &[(usize, usize)],
-    p: &mut [f32],
-    ds: &mut [f32],
+    squares: &mut Squares<'_>,
 ) {
-    let padded = keys.padded;
-    assert!((row + spans.len()) * padded <= rows.q.len() && rows.q.len() == rows.dout.len());
+    let Squares { p, ds, p_steps, ds_steps, ds_words } = squares;
+    let (product, width) = (arithmetic.product(), keys.padded / A::PER_WORD);
+    assert!((row + spans.len()) * width <= rows.q.len() && rows.q.len() == rows.dout.len());
     assert!(p.len() == TILE_ROWS * TILE_KEYS && ds.len() == p.len() && spans.len() <= TILE_ROWS);
+    let steps = keys.d.div_ceil(A::PER_WORD);
     for (panel, spans) in spans.chunks(PANEL).enumerate() {
         let first = panel * PANEL;
         let columns = hull(spans).map_or((0, 0), widen);
         for (a, b, c) in [(rows.q, keys.k_columns, &mut *p), (rows.dout, keys.v_columns, &mut *ds)] {
-            assert!(columns.1 <= TILE_KEYS && b.len() >= keys.d * TILE_KEYS);
+            assert!(columns.1 <= TILE_KEYS && b.len() >= steps * TILE_KEYS);
             // SAFETY: the sizes were checked above.
             unsafe {
-                (run.product)(Product {
+                product(Product {
                     m: spans.len(),
                     n: columns.1 - columns.0,
-                    k: keys.d,
-                    a: a.as_ptr().add((row + first) * padded),
-                    a_row: padded,
+                    k: steps,
+                    a: a.as_ptr().add((row + first) * width),
+                    a_row: width,
                     a_col: 1,
                     b: b.as_ptr().add(columns.0),
                     ldb: TILE_KEYS,
@@ -269,30 +325,33 @@ fn probabilities<T>(
         }
         let span = row + first..row + first + spans.len();
         let wide = first * TILE_KEYS..(first + spans.len()) * TILE_KEYS;
-        gradients_of_logits(
-            run.level,
-            spans,
-            columns,
-            &rows.lse[span.clone()],
-            &rows.delta[span],
-            &mut p[wide.clone()],
-            &mut ds[wide],
-        );
+        let (p, ds) = (&mut p[wide.clone()], &mut ds[wide]);
+        let (lse, delta) = (&rows.lse[span.clone()], &rows.delta[span]);
+        gradients_of_logits(level, spans, columns, keys.logit_factor, lse, delta, p, ds);
+        if A::PER_WORD > 1 {
+            // A panel begins with a whole word.
+            let from = first / A::PER_WORD * TILE_KEYS;
+            arithmetic.steps(p, &mut p_steps[from..]);
+            arithmetic.steps(ds, &mut ds_steps[from..]);
+            arithmetic.words(ds, &mut ds_words[first * (TILE_KEYS / A::PER_WORD)..]);
+        }
     }
 }
 
 simd_fn! {
-    /// `p = 2^(s - lse)` and `ds = p (dp - delta)`, zero outside each row's span. `p` comes in as `s`, `ds` as `dp`.
+    /// `p = 2^(factor s - lse)` and `ds = p (dp - delta)`, zero outside each row's span. `p` comes in as `s`, `ds` as `dp`.
     fn gradients_of_logits(
-        s, spans: &[(usize, usize)], columns: (usize, usize), lse: &[f32], delta: &[f32], p: &mut [f32], ds: &mut [f32],
+        s, spans: &[(usize, usize)], columns: (usize, usize), factor: f32, lse: &[f32], delta: &[f32], p: &mut [f32],
+        ds: &mut [f32],
     ) {
+        let scale = s.splat(factor);
         let rows = p.chunks_exact_mut(TILE_KEYS).zip(ds.chunks_exact_mut(TILE_KEYS));
         for (((p, ds), &(lo, hi)), (lse, delta)) in rows.zip(spans).zip(lse.iter().zip(delta)) {
-            let (l, e) = (s.splat(*lse), s.splat(*delta));
+            let (below, e) = (s.splat(-*lse), s.splat(*delta));
             if lo < hi {
                 let inner = p[columns.0..columns.1].chunks_exact_mut(S::LANES);
                 for (p, ds) in inner.zip(ds[columns.0..columns.1].chunks_exact_mut(S::LANES)) {
-                    let probability = s.exp2(s.sub(s.load(p), l));
+                    let probability = s.exp2(s.fma(s.load(p), scale, below));
                     let gradient = s.mul(probability, s.sub(s.load(ds), e));
                     s.store(probability, p);
                     s.store(gradient, ds);
@@ -307,30 +366,36 @@ simd_fn! {
 }
 
 /// `dv += p^T dout` and `dk += ds^T q` for the keys that any of the rows sees.
-fn add_key_gradients(
-    product: ProductFn,
+fn add_key_gradients<T: Element, A: Arithmetic<T>>(
+    arithmetic: A,
     rows: &Rows<'_>,
     row: usize,
     spans: &[(usize, usize)],
     padded: usize,
-    [p, ds]: [&[f32]; 2],
+    squares: &Squares<'_>,
     [dk, dv]: [&mut [f32]; 2],
 ) {
-    for (a, b, c) in [(p, rows.dout, dv), (ds, rows.q, dk)] {
-        assert!(a.len() == TILE_ROWS * TILE_KEYS && c.len() == TILE_KEYS * padded);
-        assert!((row + spans.len()) * padded <= b.len());
+    let product = arithmetic.product();
+    let (p, ds) = if A::PER_WORD > 1 { (&*squares.p_steps, &*squares.ds_steps) } else { (&*squares.p, &*squares.ds) };
+    for (a, b, c) in [(p, rows.dout_steps, dv), (ds, rows.q_steps, dk)] {
+        assert!(a.len() >= TILE_ROWS / A::PER_WORD * TILE_KEYS && c.len() == TILE_KEYS * padded);
+        assert!(row.is_multiple_of(A::PER_WORD));
+        let first = row / A::PER_WORD;
+        assert!((first + spans.len().div_ceil(A::PER_WORD)) * padded <= b.len());
         let mut add = |(key, end): (usize, usize), (i0, i1): (usize, usize)| {
             assert!(end <= TILE_KEYS && i1 <= spans.len());
+            // Words at the ends hold rows outside as well, for which `p` and `ds` are zero.
+            let (w0, w1) = (i0 / A::PER_WORD, i1.div_ceil(A::PER_WORD));
             // SAFETY: the sizes were checked above.
             unsafe {
                 product(Product {
                     m: end - key,
                     n: padded,
-                    k: i1 - i0,
-                    a: a.as_ptr().add(i0 * TILE_KEYS + key),
+                    k: w1 - w0,
+                    a: a.as_ptr().add(w0 * TILE_KEYS + key),
                     a_row: 1,
                     a_col: TILE_KEYS,
-                    b: b.as_ptr().add((row + i0) * padded),
+                    b: b.as_ptr().add((first + w0) * padded),
                     ldb: padded,
                     c: c.as_mut_ptr().add(key * padded),
                     ldc: padded,
@@ -354,24 +419,32 @@ fn add_key_gradients(
 }
 
 /// `dq += ds k` for rows with the given spans.
-fn add_query_gradients(product: ProductFn, keys: &Keys<'_>, spans: &[(usize, usize)], ds: &[f32], dq: &mut [f32]) {
-    let padded = keys.padded;
-    assert!(ds.len() == TILE_ROWS * TILE_KEYS && dq.len() == spans.len() * padded);
+fn add_query_gradients<T: Element, A: Arithmetic<T>>(
+    arithmetic: A,
+    keys: &Keys<'_>,
+    spans: &[(usize, usize)],
+    squares: &Squares<'_>,
+    dq: &mut [f32],
+) {
+    let (product, padded, pitch): (ProductFn, _, _) = (arithmetic.product(), keys.padded, TILE_KEYS / A::PER_WORD);
+    let ds = if A::PER_WORD > 1 { &*squares.ds_words } else { &*squares.ds };
+    assert!(ds.len() == TILE_ROWS * pitch && dq.len() == spans.len() * padded);
     for (panel, spans) in spans.chunks(PANEL).enumerate() {
         let Some(hull) = hull(spans) else { continue };
         let first = panel * PANEL;
         let mut add = |row: usize, rows: usize, (k0, k1): (usize, usize)| {
-            assert!(k1 <= TILE_KEYS && keys.k_rows.len() == TILE_KEYS * padded);
+            let (w0, w1) = (k0 / A::PER_WORD, k1.div_ceil(A::PER_WORD));
+            assert!(w1 <= pitch && keys.k_steps.len() == pitch * padded);
             // SAFETY: the sizes were checked above.
             unsafe {
                 product(Product {
                     m: rows,
                     n: padded,
-                    k: k1 - k0,
-                    a: ds.as_ptr().add(row * TILE_KEYS + k0),
-                    a_row: TILE_KEYS,
+                    k: w1 - w0,
+                    a: ds.as_ptr().add(row * pitch + w0),
+                    a_row: pitch,
                     a_col: 1,
-                    b: keys.k_rows.as_ptr().add(k0 * padded),
+                    b: keys.k_steps.as_ptr().add(w0 * padded),
                     ldb: padded,
                     c: dq.as_mut_ptr().add(row * padded),
                     ldc: padded,

@@ -6,8 +6,10 @@ use crate::lanes::{Element, simd_fn};
 use crate::memory::with_scratch;
 use crate::simd::Level;
 
-use super::pack::{Head, pack_rows, transpose, unpack_row};
-use super::tile::{Product, ProductFn, product};
+use super::arithmetic::{Arithmetic, Widened, square_words};
+use super::pack::{Head, transpose, unpack_row};
+use super::pairs::Pairs;
+use super::tile::Product;
 use super::{Inputs, PANEL, SharedRows, Sizes, TILE_KEYS, TILE_ROWS, decode};
 
 /// Query rows (over all heads of a group) that one task carries through the keys.
@@ -21,21 +23,37 @@ const TASK_ROWS: usize = 256;
 /// If the sizes do not fit each other.
 pub fn attention_forward<T: Element>(level: Level, inputs: &Inputs<'_, T>, out: &mut [T], lse: &mut [f32]) {
     inputs.check();
-    let Sizes { b, tq, h, g, d, .. } = inputs.sizes;
+    let Sizes { b, tq, h, d, .. } = inputs.sizes;
     assert!(out.len() == b * tq * h * d && lse.len() == b * h * tq);
     let group = inputs.sizes.group();
     if tq * group <= decode::MAX_ROWS {
         return decode::attend(level, inputs, out, lse);
     }
-    let run = Run { level, product: product(level), out: SharedRows::new(out), lse: SharedRows::new(lse) };
-    let queries = queries_per_task(b * g, tq, group);
+    run_all(Pairs::native::<T>(level, inputs.scale), Widened(level), inputs, out, lse);
+}
+
+/// In `pairs`, if there are any, or else `widened`.
+pub(super) fn run_all<T: Element>(
+    pairs: Option<Pairs>,
+    widened: Widened,
+    inputs: &Inputs<'_, T>,
+    out: &mut [T],
+    lse: &mut [f32],
+) {
+    let Sizes { b, tq, g, .. } = inputs.sizes;
+    let run = Run { level: widened.0, out: SharedRows::new(out), lse: SharedRows::new(lse) };
+    let queries = queries_per_task(b * g, tq, inputs.sizes.group());
     let blocks = tq.div_ceil(queries);
     (0..b * g * blocks).into_par_iter().for_each(|task| {
         // Late blocks see most keys under a causal mask: they go first.
         let block = blocks - 1 - task / (b * g);
         let (ib, ig) = (task % (b * g) / g, task % g);
         let t0 = block * queries;
-        forward_task(inputs, run, Head { b: ib, h: ig }, t0, (t0 + queries).min(tq));
+        let (head, t1) = (Head { b: ib, h: ig }, (t0 + queries).min(tq));
+        // In pairs what is not finite would meet rows that do not see it: then in f32, which leaves it out.
+        if !pairs.is_some_and(|pairs| forward_task(pairs, inputs, run, head, t0, t1)) {
+            forward_task(widened, inputs, run, head, t0, t1);
+        }
     });
 }
 
@@ -51,24 +69,34 @@ fn queries_per_task(heads: usize, tq: usize, group: usize) -> usize {
 #[derive(Clone, Copy)]
 struct Run<T> {
     level: Level,
-    product: ProductFn,
     out: SharedRows<T>,
     lse: SharedRows<f32>,
 }
 
-/// Queries `[t0, t1)` of all heads of one group. Row `i * (t1 - t0) + t` of the scratch is query `t0 + t` of head `i`.
-fn forward_task<T: Element>(inputs: &Inputs<'_, T>, run: Run<T>, head: Head, t0: usize, t1: usize) {
+/// Queries `[t0, t1)` of all heads of one group. Row `i * (t1 - t0) + t` of the scratch is query `t0 + t` of head `i`. False,
+/// with nothing written, if the arithmetic is in pairs and a value is not finite.
+fn forward_task<T: Element, A: Arithmetic<T>>(
+    arithmetic: A,
+    inputs: &Inputs<'_, T>,
+    run: Run<T>,
+    head: Head,
+    t0: usize,
+    t1: usize,
+) -> bool {
     let Sizes { tq, tk, h, d, .. } = inputs.sizes;
     let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
     let queries = t1 - t0;
     let rows = group * queries;
-    let tile = TILE_KEYS * padded;
-    let lens = [rows * padded, rows * padded, 2 * rows, tile, tile, TILE_ROWS * TILE_KEYS];
-    with_scratch(lens, |[q, o, state, k_columns, v_rows, s]| {
-        for (i, q) in q.chunks_exact_mut(queries * padded).enumerate() {
+    let width = padded / A::PER_WORD;
+    let tile = TILE_KEYS * width;
+    let (factor, logit_factor) = arithmetic.factors(inputs.scale * std::f32::consts::LOG2_E);
+    let words = square_words(TILE_ROWS, A::PER_WORD);
+    let lens = [rows * width, rows * padded, 2 * rows, tile, tile, TILE_ROWS * TILE_KEYS, words];
+    with_scratch(lens, |[q, o, state, k_columns, v_steps, s, p]| {
+        let mut finite = true;
+        for (i, q) in q.chunks_exact_mut(queries * width).enumerate() {
             let head = Head { b: head.b, h: head.h * group + i };
-            let factor = inputs.scale * std::f32::consts::LOG2_E;
-            pack_rows(run.level, &inputs.q, head, (t0, t1), factor, q, padded);
+            finite &= arithmetic.pack_rows(&inputs.q, head, (t0, t1), factor, q, padded);
         }
         o.fill(0.0);
         let (peak, total) = state.split_at_mut(rows);
@@ -79,23 +107,26 @@ fn forward_task<T: Element>(inputs: &Inputs<'_, T>, run: Run<T>, head: Head, t0:
         while start < hi {
             let end = (start + TILE_KEYS).min(tk);
             // The rows of `k` are only needed until they are turned: `v` takes their place.
-            pack_rows(run.level, &inputs.k, head, (start, end), 1.0, v_rows, padded);
-            transpose(v_rows, padded, end - start, k_columns);
-            let finite = pack_rows(run.level, &inputs.v, head, (start, end), 1.0, v_rows, padded);
-            let tile = KeyTile { k_columns, v_rows, finite, d, padded };
-            for (row, count, t) in row_blocks(group, queries) {
+            finite &= arithmetic.pack_rows(&inputs.k, head, (start, end), 1.0, v_steps, padded);
+            transpose(v_steps, width, end - start, k_columns);
+            let v_finite = arithmetic.pack_steps(&inputs.v, head, (start, end), v_steps, padded);
+            if A::PER_WORD > 1 && !(finite && v_finite) {
+                return false;
+            }
+            let tile = KeyTile { k_columns, v_steps, finite: v_finite, d, padded, logit_factor };
+            for (row, count, t) in row_blocks(group, queries, queries) {
                 let mut spans = [(0, 0); TILE_ROWS];
                 for (span, t) in spans[..count].iter_mut().zip(t0 + t..) {
                     *span = inputs.span(head.b, t, start, end);
                 }
                 let block = RowBlock {
                     spans: &spans[..count],
-                    q: &q[row * padded..(row + count) * padded],
+                    q: &q[row * width..(row + count) * width],
                     o: &mut o[row * padded..(row + count) * padded],
                     peak: &mut peak[row..row + count],
                     total: &mut total[row..row + count],
                 };
-                attend_tile(run.level, run.product, &tile, block, s);
+                attend_tile(run.level, arithmetic, &tile, block, s, p);
             }
             start = end;
         }
@@ -107,13 +138,15 @@ fn forward_task<T: Element>(inputs: &Inputs<'_, T>, run: Run<T>, head: Head, t0:
             };
             finish_row(run.level, &o[row * padded..(row + 1) * padded], peak[row], total[row], out, &mut lse[0]);
         }
-    });
+        true
+    })
 }
 
-/// Blocks of at most `TILE_ROWS` rows, within one head each: first row, number of rows, first query.
-pub(super) fn row_blocks(group: usize, queries: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+/// Blocks of at most `TILE_ROWS` rows, within one head each, whose first rows are `stride` apart: first row, number of rows,
+/// first query.
+pub(super) fn row_blocks(group: usize, queries: usize, stride: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     (0..group).flat_map(move |i| {
-        (0..queries).step_by(TILE_ROWS).map(move |t| (i * queries + t, TILE_ROWS.min(queries - t), t))
+        (0..queries).step_by(TILE_ROWS).map(move |t| (i * stride + t, TILE_ROWS.min(queries - t), t))
     })
 }
 
@@ -126,10 +159,11 @@ pub(super) fn finish_row<T: Element>(level: Level, o: &[f32], peak: f32, total: 
 
 struct KeyTile<'a> {
     k_columns: &'a [f32],
-    v_rows: &'a [f32],
+    v_steps: &'a [f32],
     finite: bool,
     d: usize,
     padded: usize,
+    logit_factor: f32,
 }
 
 /// Up to `TILE_ROWS` query rows with what the online softmax carries.
@@ -155,23 +189,31 @@ pub(super) fn widen((lo, hi): (usize, usize)) -> (usize, usize) {
     (lo / 16 * 16, hi.next_multiple_of(16))
 }
 
-fn attend_tile(level: Level, product: ProductFn, tile: &KeyTile<'_>, block: RowBlock<'_>, s: &mut [f32]) {
-    let padded = tile.padded;
+fn attend_tile<T: Element, A: Arithmetic<T>>(
+    level: Level,
+    arithmetic: A,
+    tile: &KeyTile<'_>,
+    block: RowBlock<'_>,
+    s: &mut [f32],
+    words: &mut [f32],
+) {
+    let (product, padded) = (arithmetic.product(), tile.padded);
+    let (width, pitch) = (padded / A::PER_WORD, TILE_KEYS / A::PER_WORD);
     let RowBlock { spans, q, o, peak, total } = block;
     for (panel, spans) in spans.chunks(PANEL).enumerate() {
         let Some(columns) = hull(spans).map(widen) else { continue };
         let first = panel * PANEL;
-        assert!(
-            columns.1 <= TILE_KEYS && (first + spans.len()) * padded <= q.len() && s.len() >= TILE_ROWS * TILE_KEYS
-        );
-        // SAFETY: `q` has these rows of `padded >= d` values, `k_columns` has `d` rows of TILE_KEYS, `s` has TILE_ROWS.
+        assert!(columns.1 <= TILE_KEYS && (first + spans.len()) * width <= q.len() && s.len() >= TILE_ROWS * TILE_KEYS);
+        assert!(tile.k_columns.len() == TILE_KEYS * width && tile.d <= padded);
+        // SAFETY: `q` has these rows of `width >= d / PER_WORD` words, `k_columns` has `width` rows of TILE_KEYS, `s` has
+        // TILE_ROWS.
         unsafe {
             product(Product {
                 m: spans.len(),
                 n: columns.1 - columns.0,
-                k: tile.d,
-                a: q.as_ptr().add(first * padded),
-                a_row: padded,
+                k: tile.d.div_ceil(A::PER_WORD),
+                a: q.as_ptr().add(first * width),
+                a_row: width,
                 a_col: 1,
                 b: tile.k_columns.as_ptr().add(columns.0),
                 ldb: TILE_KEYS,
@@ -180,25 +222,39 @@ fn attend_tile(level: Level, product: ProductFn, tile: &KeyTile<'_>, block: RowB
                 fresh: true,
             });
         }
-        softmax_panel(level, spans, columns, &mut s[first * TILE_KEYS..], &mut peak[first..], &mut total[first..], {
-            &mut o[first * padded..(first + spans.len()) * padded]
-        });
+        softmax_panel(
+            level,
+            spans,
+            columns,
+            tile.logit_factor,
+            &mut s[first * TILE_KEYS..],
+            &mut peak[first..],
+            &mut total[first..],
+            &mut o[first * padded..(first + spans.len()) * padded],
+        );
+        if A::PER_WORD > 1 {
+            arithmetic.words(&s[first * TILE_KEYS..(first + spans.len()) * TILE_KEYS], &mut words[first * pitch..]);
+        }
     }
+    let p = if A::PER_WORD > 1 { &*words } else { &*s };
     for (panel, spans) in spans.chunks(PANEL).enumerate() {
         let Some(keys) = hull(spans) else { continue };
         let first = panel * PANEL;
         let mut add = |row: usize, rows: usize, (k0, k1): (usize, usize)| {
-            assert!(k1 <= TILE_KEYS && (row + rows) * padded <= o.len() && tile.v_rows.len() == TILE_KEYS * padded);
-            // SAFETY: `s` has these rows of TILE_KEYS, `v_rows` has TILE_KEYS rows and `o` these rows of `padded`.
+            // Words at the ends hold keys outside as well, for which `p` is zero.
+            let (w0, w1) = (k0 / A::PER_WORD, k1.div_ceil(A::PER_WORD));
+            assert!(w1 <= pitch && (row + rows) * padded <= o.len() && tile.v_steps.len() == pitch * padded);
+            assert!((row + rows) * pitch <= p.len());
+            // SAFETY: `p` has these rows of `pitch` words, `v_steps` has `pitch` rows and `o` these rows of `padded`.
             unsafe {
                 product(Product {
                     m: rows,
                     n: padded,
-                    k: k1 - k0,
-                    a: s.as_ptr().add(row * TILE_KEYS + k0),
-                    a_row: TILE_KEYS,
+                    k: w1 - w0,
+                    a: p.as_ptr().add(row * pitch + w0),
+                    a_row: pitch,
                     a_col: 1,
-                    b: tile.v_rows.as_ptr().add(k0 * padded),
+                    b: tile.v_steps.as_ptr().add(w0 * padded),
                     ldb: padded,
                     c: o.as_mut_ptr().add(row * padded),
                     ldc: padded,
@@ -216,13 +272,13 @@ fn attend_tile(level: Level, product: ProductFn, tile: &KeyTile<'_>, block: RowB
 }
 
 simd_fn! {
-    /// Turns logits (base 2) of a panel into exponentials, zero outside each row's span, and carries maximum and sum;
+    /// Turns logits (base 2, but for `factor`) of a panel into exponentials, zero outside each row's span, and carries maximum and sum;
     /// rows of `o` shrink where the maximum grew.
     fn softmax_panel(
-        s, spans: &[(usize, usize)], columns: (usize, usize), logits: &mut [f32], peak: &mut [f32], total: &mut [f32],
-        o: &mut [f32],
+        s, spans: &[(usize, usize)], columns: (usize, usize), factor: f32, logits: &mut [f32], peak: &mut [f32],
+        total: &mut [f32], o: &mut [f32],
     ) {
-        let padded = o.len() / spans.len();
+        let (padded, scale) = (o.len() / spans.len(), s.splat(factor));
         for (i, &(lo, hi)) in spans.iter().enumerate() {
             let row = &mut logits[i * TILE_KEYS..(i + 1) * TILE_KEYS][columns.0..columns.1];
             let (lo, hi) = (lo.max(columns.0) - columns.0, hi.max(columns.0) - columns.0);
@@ -234,13 +290,13 @@ simd_fn! {
             row[hi..].fill(f32::NEG_INFINITY);
             let mut most = s.splat(peak[i]);
             for v in row.chunks_exact(S::LANES) {
-                most = s.max(s.load(v), most);
+                most = s.max(s.mul(s.load(v), scale), most);
             }
             let most = s.max_lane(most);
-            let m = s.splat(most);
+            let below = s.splat(-most);
             let mut sum = s.splat(0.0);
             for v in row.chunks_exact_mut(S::LANES) {
-                let e = s.exp2(s.sub(s.load(v), m));
+                let e = s.exp2(s.fma(s.load(v), scale, below));
                 sum = s.add(sum, e);
                 s.store(e, v);
             }

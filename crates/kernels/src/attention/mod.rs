@@ -11,14 +11,18 @@
 //! order. Where a value outside a query's range could only be multiplied by zero it changes nothing, and where it is
 //! infinite or NaN it is left out of the product.
 
+mod arithmetic;
 mod backward;
 mod decode;
 mod forward;
 mod pack;
+mod pairs;
 mod tile;
 
 pub use backward::{Saved, attention_backward};
 pub use forward::attention_forward;
+
+use half::bf16;
 
 use crate::lanes::Element;
 
@@ -80,6 +84,14 @@ impl<'a, T> Heads<'a, T> {
     pub fn contiguous(data: &'a [T], dims: [usize; 4]) -> Option<Self> {
         let [_, t, h, d] = dims;
         Self::new(data, dims, [t * h * d, h * d, d])
+    }
+
+    /// The same, where the values are bf16.
+    fn as_bf16(&self) -> Option<Heads<'a, bf16>>
+    where
+        T: Element,
+    {
+        Some(Heads { data: T::as_bf16(self.data)?, strides: self.strides, dims: self.dims })
     }
 
     /// The channels at `[b, t, h]`.
@@ -161,5 +173,72 @@ impl<T> SharedRows<T> {
         assert!(at + len <= self.len);
         // SAFETY: within the slice; the caller vouches for disjointness.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use super::arithmetic::Widened;
+    use super::pairs::Pairs;
+    use super::*;
+    use crate::simd::Level;
+
+    fn values(len: usize, stream: u64) -> Vec<bf16> {
+        let mut values = vec![0.0; len];
+        crate::rng::fill_normal(&mut values, 11, stream, 1.0);
+        values.into_iter().map(bf16::from_f32).collect()
+    }
+
+    /// Largest difference, of the largest value.
+    fn apart(got: &[bf16], want: &[bf16]) -> f32 {
+        let most = want.iter().fold(0f32, |most, x| most.max(x.to_f32().abs()));
+        got.iter().zip(want).fold(0f32, |worst, (a, b)| worst.max((a.to_f32() - b.to_f32()).abs())) / most
+    }
+
+    /// The arithmetic in pairs, with the CPU's instructions and without, against f32: packing and tiles at odd sizes, heads in
+    /// groups of odd length, ranges that begin and end within a pair.
+    #[test]
+    fn pairs_agree_with_f32() {
+        for (tq, tk, h, g, d) in [(97, 97, 4, 2, 20), (61, 150, 3, 1, 64), (130, 131, 2, 2, 35)] {
+            let sizes = Sizes { b: 2, tq, tk, h, g, d };
+            let (q, k, v) = (values(2 * tq * h * d, 1), values(2 * tk * g * d, 2), values(2 * tk * g * d, 3));
+            let dout = values(2 * tq * h * d, 4);
+            let hi: Vec<u32> = (0..2).flat_map(|_| (tk - tq + 1..=tk).map(|hi| hi as u32)).collect();
+            let lo: Vec<u32> = hi.iter().map(|hi| if hi % 5 == 0 { *hi } else { hi.saturating_sub(71) }).collect();
+            let heads = |x: &'static [bf16], t, heads| Heads::contiguous(x, [2, t, heads, d]).unwrap();
+            let leak = |x: Vec<bf16>| -> &'static [bf16] { x.leak() };
+            let inputs = Inputs {
+                sizes,
+                q: heads(leak(q), tq, h),
+                k: heads(leak(k), tk, g),
+                v: heads(leak(v), tk, g),
+                lo: &lo,
+                hi: &hi,
+                scale: 0.2,
+            };
+            let dout = heads(leak(dout), tq, h);
+            let native = Pairs::native::<bf16>(Level::Avx512, 1.0);
+            let all = [None, Some(Pairs::portable())].into_iter().chain(native.map(Some));
+            let results: Vec<Vec<Vec<bf16>>> = all
+                .map(|pairs| {
+                    let mut out = vec![bf16::NAN; 2 * tq * h * d];
+                    let mut lse = vec![0.0; 2 * h * tq];
+                    forward::run_all(pairs, Widened(Level::Scalar), &inputs, &mut out, &mut lse);
+                    let (mut dq, mut dk, mut dv) =
+                        (vec![bf16::NAN; out.len()], vec![bf16::NAN; 2 * tk * g * d], vec![bf16::NAN; 2 * tk * g * d]);
+                    let of_out = Heads::contiguous(&out, [2, tq, h, d]).unwrap();
+                    let saved = Saved { out: of_out, dout, lse: &lse };
+                    backward::run_all(pairs, Widened(Level::Scalar), &inputs, &saved, &mut dq, &mut dk, &mut dv);
+                    vec![out, dq, dk, dv]
+                })
+                .collect();
+            for in_pairs in &results[1..] {
+                for (what, (got, want)) in ["out", "dq", "dk", "dv"].iter().zip(in_pairs.iter().zip(&results[0])) {
+                    let error = apart(got, want);
+                    assert!(error < 1e-2, "{sizes:?} {what}: {error}");
+                }
+            }
+        }
     }
 }

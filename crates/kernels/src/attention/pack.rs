@@ -1,7 +1,6 @@
 //! Tiles widened to f32 in per-thread scratch.
 
 use crate::lanes::{Element, simd_fn};
-use crate::simd::Level;
 
 use super::{Heads, TILE_KEYS};
 
@@ -29,11 +28,11 @@ pub(super) struct Head {
 }
 
 /// Rows ahead of the one in hand that are asked for: the strides of a head are too long for the hardware to follow.
-const AHEAD: usize = 6;
+pub(super) const AHEAD: usize = 6;
 
 /// Asks for all cache lines of a row.
 #[inline(always)]
-fn prefetch<T>(row: &[T]) {
+pub(super) fn prefetch<T>(row: &[T]) {
     #[cfg(target_arch = "x86_64")]
     for line in row.chunks((64 / size_of::<T>()).max(1)) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -44,21 +43,9 @@ fn prefetch<T>(row: &[T]) {
     let _ = row;
 }
 
-/// Rows `[start, end)` of a head into `dst[.., padded]`. True if all values are finite.
-pub(super) fn pack_rows<T: Element>(
-    level: Level,
-    src: &Heads<'_, T>,
-    head: Head,
-    rows: (usize, usize),
-    factor: f32,
-    dst: &mut [f32],
-    padded: usize,
-) -> bool {
-    pack_block(level, src, head, rows, factor, dst, padded)
-}
-
 simd_fn! {
-    fn pack_block[T: Element](
+    /// Rows `[start, end)` of a head, times `factor`, into `dst[.., padded]`. True if all values are finite.
+    pub(super) fn pack_rows[T: Element](
         s, src: &Heads<'_, T>, head: Head, rows: (usize, usize), factor: f32, dst: &mut [f32], padded: usize,
     ) -> bool {
         let (factor, zero) = (s.splat(factor), s.splat(0.0));
@@ -87,17 +74,17 @@ simd_fn! {
     }
 }
 
-/// `columns[channel * TILE_KEYS + key] = rows[key * padded + channel]` for all `padded` channels; zeros for the keys
-/// from `keys` on.
-pub(super) fn transpose(rows: &mut [f32], padded: usize, keys: usize, columns: &mut [f32]) {
+/// `columns[word * TILE_KEYS + key] = rows[key * width + word]` for the `width` words of a row; zeros for the keys from `keys`
+/// on.
+pub(super) fn transpose(rows: &mut [f32], width: usize, keys: usize, columns: &mut [f32]) {
     const BLOCK: usize = 4;
-    assert!(rows.len() == TILE_KEYS * padded && columns.len() == rows.len() && padded.is_multiple_of(BLOCK));
-    rows[keys * padded..].fill(0.0);
+    assert!(rows.len() == TILE_KEYS * width && columns.len() == rows.len() && width.is_multiple_of(BLOCK));
+    rows[keys * width..].fill(0.0);
     for key in (0..TILE_KEYS).step_by(BLOCK) {
-        for channel in (0..padded).step_by(BLOCK) {
-            let from = &rows[key * padded + channel..][..3 * padded + BLOCK];
-            let to = &mut columns[channel * TILE_KEYS + key..][..3 * TILE_KEYS + BLOCK];
-            transpose4(from, padded, to);
+        for word in (0..width).step_by(BLOCK) {
+            let from = &rows[key * width + word..][..3 * width + BLOCK];
+            let to = &mut columns[word * TILE_KEYS + key..][..3 * TILE_KEYS + BLOCK];
+            transpose4(from, width, to);
         }
     }
 }

@@ -3,9 +3,26 @@
 use crate::lanes::{Portable, Simd};
 use crate::simd::Level;
 
+/// What a word of `a` and one of `b` add to a sum: f32 multiplied, or pairs of bf16 multiplied and added.
+pub(super) trait MultiplyAdd<S: Simd> {
+    /// `sum + x y`, lane by lane.
+    fn apply(s: S, x: S::V, y: S::V, sum: S::V) -> S::V;
+}
+
+/// Words are f32.
+struct Single;
+
+impl<S: Simd> MultiplyAdd<S> for Single {
+    #[inline(always)]
+    fn apply(s: S, x: S::V, y: S::V, sum: S::V) -> S::V {
+        s.fma(x, y, sum)
+    }
+}
+
 /// `c[m, n] += a[m, k] b[k, n]`, or `=` where `fresh`. `a[i, p]` is at `a + i * a_row + p * a_col`, so `a` may be a
 /// transposed view; `b` and `c` have contiguous rows `ldb` and `ldc` apart; `n` is a multiple of 16. Each element is one
-/// chain of fused additions over `p` in order, from what `c` holds or from 0.
+/// chain of fused additions over `p` in order, from what `c` holds or from 0. An element of `a` and `b` is a word of 32 bits,
+/// see [`MultiplyAdd`].
 #[derive(Clone, Copy)]
 pub(super) struct Product {
     pub m: usize,
@@ -49,7 +66,7 @@ pub(super) fn product(level: Level) -> ProductFn {
 unsafe fn avx512(p: Product) {
     if let Some(s) = crate::lanes::Avx512::new() {
         // SAFETY: the caller's promise.
-        unsafe { blocks(s, p) }
+        unsafe { blocks::<_, Single>(s, p) }
     }
 }
 
@@ -58,18 +75,18 @@ unsafe fn avx512(p: Product) {
 unsafe fn avx2(p: Product) {
     if let Some(s) = crate::lanes::Avx2::new() {
         // SAFETY: the caller's promise.
-        unsafe { blocks(s, p) }
+        unsafe { blocks::<_, Single>(s, p) }
     }
 }
 
 unsafe fn portable(p: Product) {
     // SAFETY: the caller's promise.
-    unsafe { blocks(Portable, p) }
+    unsafe { blocks::<_, Single>(Portable, p) }
 }
 
 /// Cuts the product into register tiles of up to 6 rows and `S::TILE` vectors.
 #[inline(always)]
-unsafe fn blocks<S: Simd>(s: S, mut p: Product) {
+pub(super) unsafe fn blocks<S: Simd, A: MultiplyAdd<S>>(s: S, mut p: Product) {
     let columns = p.n / S::LANES;
     let (a, b, c, m) = (p.a, p.b, p.c, p.m);
     let mut row = 0;
@@ -93,18 +110,18 @@ unsafe fn blocks<S: Simd>(s: S, mut p: Product) {
                 p.b = b.add(column * S::LANES);
                 p.c = c.add(row * p.ldc + column * S::LANES);
                 match (rows, wide) {
-                    (6, 4) => registers::<S, 6, 4>(s, p),
-                    (6, 2) => registers::<S, 6, 2>(s, p),
-                    (6, _) => registers::<S, 6, 1>(s, p),
-                    (4, 4) => registers::<S, 4, 4>(s, p),
-                    (4, 2) => registers::<S, 4, 2>(s, p),
-                    (4, _) => registers::<S, 4, 1>(s, p),
-                    (2, 4) => registers::<S, 2, 4>(s, p),
-                    (2, 2) => registers::<S, 2, 2>(s, p),
-                    (2, _) => registers::<S, 2, 1>(s, p),
-                    (_, 4) => registers::<S, 1, 4>(s, p),
-                    (_, 2) => registers::<S, 1, 2>(s, p),
-                    _ => registers::<S, 1, 1>(s, p),
+                    (6, 4) => registers::<S, A, 6, 4>(s, p),
+                    (6, 2) => registers::<S, A, 6, 2>(s, p),
+                    (6, _) => registers::<S, A, 6, 1>(s, p),
+                    (4, 4) => registers::<S, A, 4, 4>(s, p),
+                    (4, 2) => registers::<S, A, 4, 2>(s, p),
+                    (4, _) => registers::<S, A, 4, 1>(s, p),
+                    (2, 4) => registers::<S, A, 2, 4>(s, p),
+                    (2, 2) => registers::<S, A, 2, 2>(s, p),
+                    (2, _) => registers::<S, A, 2, 1>(s, p),
+                    (_, 4) => registers::<S, A, 1, 4>(s, p),
+                    (_, 2) => registers::<S, A, 1, 2>(s, p),
+                    _ => registers::<S, A, 1, 1>(s, p),
                 }
             }
             column += wide;
@@ -115,7 +132,7 @@ unsafe fn blocks<S: Simd>(s: S, mut p: Product) {
 
 /// `M` rows by `N` vectors, all sums in registers.
 #[inline(always)]
-unsafe fn registers<S: Simd, const M: usize, const N: usize>(s: S, p: Product) {
+unsafe fn registers<S: Simd, A: MultiplyAdd<S>, const M: usize, const N: usize>(s: S, p: Product) {
     let mut acc = [[s.splat(0.0); N]; M];
     // SAFETY: the caller's promise for the elements of this tile.
     unsafe {
@@ -135,7 +152,7 @@ unsafe fn registers<S: Simd, const M: usize, const N: usize>(s: S, p: Product) {
             for (i, row) in acc.iter_mut().enumerate() {
                 let x = s.splat(*a.add(i * p.a_row));
                 for (sum, column) in row.iter_mut().zip(columns) {
-                    *sum = s.fma(x, column, *sum);
+                    *sum = A::apply(s, x, column, *sum);
                 }
             }
             a = a.wrapping_add(p.a_col);

@@ -22,7 +22,9 @@ impl Product<'_> {
     pub(super) fn compute(self, level: Level) {
         let (m, n, k) = self.dims;
         assert!(
-            self.a.0.len() >= elements(m, k) && self.b.0.len() >= elements(k, n) && self.c.len() >= elements(m, n),
+            self.a.1.reach(m, k) <= self.a.0.len()
+                && self.b.1.reach(k, n) <= self.b.0.len()
+                && self.c.len() >= elements(m, n),
             "matrix product: a slice is too short"
         );
         if m == 0 || n == 0 {
@@ -52,7 +54,7 @@ impl Product<'_> {
     fn best(self) {
         let ((m, n, k), (a, sa), (b, sb)) = (self.dims, self.a, self.b);
         let alpha = if self.add { 1.0 } else { 0.0 };
-        // SAFETY: the slices hold m * k, k * n and m * n elements (asserted), the strides address within them, `c` is
+        // SAFETY: the strides address within the slices, and `c` has m * n elements (asserted); `c` is
         // borrowed for writing and does not overlap the others, and no operand is empty.
         unsafe {
             gemm::gemm(

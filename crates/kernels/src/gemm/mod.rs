@@ -28,10 +28,20 @@ pub trait Gemm: Element {
     fn nt_f32(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [f32]);
 
     /// `c [m, n] = a [m, k] b [k, n]`, or `c += a b` if `add`: the gradient of a linear layer's input.
-    fn nn(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [Self], add: bool);
+    fn nn(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [Self], add: bool) {
+        Self::nn_pitched(m, n, k, (a, k), b, c, add);
+    }
+
+    /// As [`nn`](Self::nn), the rows of `a` the given number of elements apart.
+    fn nn_pitched(m: usize, n: usize, k: usize, a: (&[Self], usize), b: &[Self], c: &mut [Self], add: bool);
 
     /// `c [m, n] += a^T b`, `a [k, m]`, `b [k, n]`, `c` f32: the gradient of a linear layer's weight.
-    fn tn_add(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [f32]);
+    fn tn_add(m: usize, n: usize, k: usize, a: &[Self], b: &[Self], c: &mut [f32]) {
+        Self::tn_add_pitched(m, n, k, (a, m), b, c);
+    }
+
+    /// As [`tn_add`](Self::tn_add), the rows of `a` the given number of elements apart.
+    fn tn_add_pitched(m: usize, n: usize, k: usize, a: (&[Self], usize), b: &[Self], c: &mut [f32]);
 }
 
 /// A strided view of an operand: element `(i, j)` at `i * rows + j * cols`.
@@ -39,6 +49,17 @@ pub trait Gemm: Element {
 pub(crate) struct Strides {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+}
+
+impl Strides {
+    /// Elements that a `rows x cols` operand reaches over; where that overflows, more than any slice has.
+    pub(crate) fn reach(self, rows: usize, cols: usize) -> usize {
+        if rows == 0 || cols == 0 {
+            return 0;
+        }
+        let last = (rows - 1).saturating_mul(self.rows).saturating_add((cols - 1).saturating_mul(self.cols));
+        last.saturating_add(1)
+    }
 }
 
 /// Elements of a matrix; where that overflows, more than any slice has.
@@ -85,12 +106,12 @@ impl Gemm for f32 {
         Self::nt(m, n, k, a, b, c);
     }
 
-    fn nn(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32], add: bool) {
-        f32_gemm((m, n, k), (a, plain(k)), (b, plain(n)), c, add);
+    fn nn_pitched(m: usize, n: usize, k: usize, (a, pitch): (&[f32], usize), b: &[f32], c: &mut [f32], add: bool) {
+        f32_gemm((m, n, k), (a, plain(pitch)), (b, plain(n)), c, add);
     }
 
-    fn tn_add(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-        f32_gemm((m, n, k), (a, turned(m)), (b, plain(n)), c, true);
+    fn tn_add_pitched(m: usize, n: usize, k: usize, (a, pitch): (&[f32], usize), b: &[f32], c: &mut [f32]) {
+        f32_gemm((m, n, k), (a, turned(pitch)), (b, plain(n)), c, true);
     }
 }
 
@@ -107,12 +128,12 @@ impl Gemm for bf16 {
         product((m, n, k), (a, plain(k)), (b, turned(k)), Out::F32(c, false));
     }
 
-    fn nn(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [bf16], add: bool) {
-        product((m, n, k), (a, plain(k)), (b, plain(n)), Out::Bf16(c, add));
+    fn nn_pitched(m: usize, n: usize, k: usize, (a, pitch): (&[bf16], usize), b: &[bf16], c: &mut [bf16], add: bool) {
+        product((m, n, k), (a, plain(pitch)), (b, plain(n)), Out::Bf16(c, add));
     }
 
-    fn tn_add(m: usize, n: usize, k: usize, a: &[bf16], b: &[bf16], c: &mut [f32]) {
-        product((m, n, k), (a, turned(m)), (b, plain(n)), Out::F32(c, true));
+    fn tn_add_pitched(m: usize, n: usize, k: usize, (a, pitch): (&[bf16], usize), b: &[bf16], c: &mut [f32]) {
+        product((m, n, k), (a, turned(pitch)), (b, plain(n)), Out::F32(c, true));
     }
 }
 
@@ -176,6 +197,15 @@ mod tests {
             T::nn(m, n, k, &a, &b, &mut c, true);
             let on_top: Vec<f64> = nn.iter().map(|x| x - 2.0).collect();
             assert_eq!(c, rounded(&on_top), "nn added {dims:?}");
+            let apart = |x: &[T], width: usize| -> Vec<T> {
+                x.chunks(width.max(1)).flat_map(|row| row.iter().copied().chain([nan; 3])).collect()
+            };
+            c.fill(nan);
+            T::nn_pitched(m, n, k, (&apart(&a, k), k + 3), &b, &mut c, false);
+            assert_eq!(c, rounded(&nn), "nn pitched {dims:?}");
+            let mut c = vec![-2.0; m * n];
+            T::tn_add_pitched(m, n, k, (&apart(&a, m), m + 3), &b, &mut c);
+            assert!(c.iter().zip(&tn).all(|(c, want)| f64::from(*c) == want - 2.0), "tn_add pitched {dims:?}");
             let mut c = vec![f32::NAN; m * n];
             T::nt_f32(m, n, k, &a, &b, &mut c);
             assert!(c.iter().zip(&nt).all(|(c, want)| f64::from(*c) == *want), "nt_f32 {dims:?}");

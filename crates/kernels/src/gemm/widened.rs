@@ -4,6 +4,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{Out, Strides, f32_gemm};
+use crate::memory::unspecified;
 
 /// Rows of the result computed at once, so that the widened rows of `a` and the f32 result stay small.
 const PANEL: usize = 512;
@@ -16,13 +17,22 @@ pub(super) fn product(
 ) {
     let b = widen(&b[..k * n]);
     let (out, add) = match out {
-        Out::F32(c, add) => return f32_gemm((m, n, k), (&widen(&a[..m * k]), sa), (&b, sb), c, add),
+        // Widened in the order in which it lies, but without gaps.
+        Out::F32(c, add) if sa.cols == 1 => {
+            return f32_gemm((m, n, k), (&widen_rows(a, m, k, sa.rows), super::plain(k)), (&b, sb), c, add);
+        }
+        Out::F32(c, add) => {
+            return f32_gemm((m, n, k), (&widen_rows(a, k, m, sa.cols), super::turned(m)), (&b, sb), c, add);
+        }
         Out::Bf16(c, add) => (c, add),
     };
     let mut panel = vec![0f32; PANEL.min(m) * n];
     for start in (0..m).step_by(PANEL) {
         let rows = PANEL.min(m - start);
-        let a = if sa.rows == 1 { gather(a, sa, start, rows, k) } else { widen(&a[start * k..(start + rows) * k]) };
+        let a = match sa.cols {
+            1 => widen_rows(&a[start * sa.rows..], rows, k, sa.rows),
+            _ => gather(a, sa, start, rows, k),
+        };
         let sums = &mut panel[..rows * n];
         f32_gemm((rows, n, k), (&a, super::plain(k)), (&b, sb), sums, false);
         let rounded = out[start * n..(start + rows) * n].par_iter_mut().zip(sums.par_iter());
@@ -35,6 +45,18 @@ pub(super) fn product(
 
 fn widen(x: &[bf16]) -> Vec<f32> {
     x.par_iter().map(|x| x.to_f32()).collect()
+}
+
+/// `rows` rows of `len` values that are `pitch` apart, without the gaps.
+fn widen_rows(x: &[bf16], rows: usize, len: usize, pitch: usize) -> Vec<f32> {
+    if pitch == len || rows <= 1 {
+        return widen(&x[..rows * len]);
+    }
+    let mut wide = unspecified::<f32>(rows * len);
+    wide.par_chunks_mut(len.max(1)).zip(x.par_chunks(pitch)).for_each(|(wide, x)| {
+        wide.iter_mut().zip(x).for_each(|(wide, x)| *wide = x.to_f32());
+    });
+    wide
 }
 
 /// Rows `start..start + rows` of a transposed matrix, row-major.

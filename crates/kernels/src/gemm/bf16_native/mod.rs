@@ -87,7 +87,7 @@ fn blocked_product(
         Out::F32(c, _) => c.len(),
     };
     assert!(
-        a.len() >= elements(m, k) && b.len() >= elements(k, n) && room >= elements(m, n),
+        a.len() >= sa.reach(m, k) && b.len() >= sb.reach(k, n) && room >= elements(m, n),
         "matrix product: a slice is too short"
     );
     if m == 0 || n == 0 || k == 0 {

@@ -1,0 +1,85 @@
+//! In what form the tiles of attention are multiplied.
+
+use crate::lanes::Element;
+use crate::simd::Level;
+
+use super::pack::{Head, pack_rows};
+use super::tile::{ProductFn, product};
+use super::{Heads, TILE_KEYS};
+
+/// Operands of the products of tiles, in words of 32 bits of which each holds [`PER_WORD`](Self::PER_WORD) steps of the
+/// inner dimension.
+///
+/// Packing says whether all values are finite, and this matters: where a value is not, products over rows that do not see
+/// it must leave it out.
+pub(super) trait Arithmetic<T: Element>: Copy + Send + Sync {
+    /// Steps of the inner dimension in a word; divides 16.
+    const PER_WORD: usize;
+
+    /// The product of words.
+    fn product(self) -> ProductFn;
+
+    /// Parts of a factor of the logits: that of the queries when they are packed, and that of the sums.
+    fn factors(self, factor: f32) -> (f32, f32);
+
+    /// Rows `[start, end)` of a head, times `factor`, as rows of `padded / PER_WORD` words along the channels.
+    fn pack_rows(
+        self,
+        src: &Heads<'_, T>,
+        head: Head,
+        rows: (usize, usize),
+        factor: f32,
+        dst: &mut [f32],
+        padded: usize,
+    ) -> bool;
+
+    /// The same rows as rows of `padded` words, of which each holds a channel of `PER_WORD` of them; zeros fill up the last.
+    fn pack_steps(self, src: &Heads<'_, T>, head: Head, rows: (usize, usize), dst: &mut [f32], padded: usize) -> bool;
+
+    /// Rows of `TILE_KEYS` values in words along the keys.
+    fn words<'a>(self, rows: &'a [f32], words: &'a mut [f32]);
+
+    /// Rows of `TILE_KEYS` values as rows of as many words, of which each holds a key of `PER_WORD` rows.
+    fn steps<'a>(self, rows: &'a [f32], words: &'a mut [f32]);
+}
+
+/// f32, to which values are widened. Squares are words as they are: nothing is left to do for them.
+#[derive(Clone, Copy)]
+pub(super) struct Widened(pub(super) Level);
+
+impl<T: Element> Arithmetic<T> for Widened {
+    const PER_WORD: usize = 1;
+
+    fn product(self) -> ProductFn {
+        product(self.0)
+    }
+
+    fn factors(self, factor: f32) -> (f32, f32) {
+        (factor, 1.0)
+    }
+
+    fn pack_rows(
+        self,
+        src: &Heads<'_, T>,
+        head: Head,
+        rows: (usize, usize),
+        factor: f32,
+        dst: &mut [f32],
+        padded: usize,
+    ) -> bool {
+        pack_rows(self.0, src, head, rows, factor, dst, padded)
+    }
+
+    fn pack_steps(self, src: &Heads<'_, T>, head: Head, rows: (usize, usize), dst: &mut [f32], padded: usize) -> bool {
+        pack_rows(self.0, src, head, rows, 1.0, dst, padded)
+    }
+
+    fn words<'a>(self, _: &'a [f32], _: &'a mut [f32]) {}
+
+    fn steps<'a>(self, _: &'a [f32], _: &'a mut [f32]) {}
+}
+
+/// Words of a square of `rows` rows that [`Arithmetic::words`] and [`Arithmetic::steps`] write: none where it serves itself.
+pub(super) fn square_words(rows: usize, per_word: usize) -> usize {
+    if per_word == 1 { 0 } else { rows.next_multiple_of(per_word) * TILE_KEYS / per_word }
+}
