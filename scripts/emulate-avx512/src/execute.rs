@@ -520,6 +520,24 @@ pub(crate) unsafe fn step(m: &mut M) {
                 }
                 m.put(&r, 4, len)
             }
+            Vreduceps => {
+                let (a, p) = (m.src(1, 4, len), m.imm());
+                let mut r = [0; 64];
+                for i in 0..len / 4 {
+                    let x = f(&a, i);
+                    pf(&mut r, i, if x.is_infinite() { 0.0 } else { x - rnd(x, p) })
+                }
+                m.put(&r, 4, len)
+            }
+            Vscalefps => {
+                let (a, b) = (m.src(1, 4, len), m.src(2, 4, len));
+                let mut r = [0; 64];
+                for i in 0..len / 4 {
+                    // Rounded once: the product is exact in f64.
+                    pf(&mut r, i, (f64::from(f(&a, i)) * f64::from(f(&b, i)).floor().exp2()) as f32)
+                }
+                m.put(&r, 4, len)
+            }
             Vcvtps2dq | Vcvttps2dq => {
                 let a = m.src(1, 4, len);
                 let mut r = [0; 64];
