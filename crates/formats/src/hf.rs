@@ -73,6 +73,20 @@ fn found(path: &Path) -> String {
     let Ok(entries) = std::fs::read_dir(path) else {
         return "the folder cannot be read".into();
     };
+    let has = |name: &str| path.join(name).is_file();
+    let made_for = "and the model that it was made for as the model";
+    if has("adapter_config.json") {
+        return format!("this is an adapter, no model: give it as --adapter, {made_for}");
+    }
+    if has("final/adapter_config.json") {
+        return format!(
+            "this is the folder of a run of an adapter: give {}/final as --adapter, {made_for}",
+            path.display()
+        );
+    }
+    if has("final/config.json") {
+        return format!("this is the folder of a run, whose model is {}/final: give that", path.display());
+    }
     let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     if names.iter().any(|n| n == "pytorch_model.bin") {
