@@ -74,14 +74,15 @@ fn found(path: &Path) -> String {
         return "the folder cannot be read".into();
     };
     let has = |name: &str| path.join(name).is_file();
-    let made_for = "and the model that it was made for as the model";
+    let as_adapter = "as --adapter where a command takes one";
     if has("adapter_config.json") {
-        return format!("this is an adapter, no model: give it as --adapter, {made_for}");
+        return format!("this is an adapter, no model: name the model that it was made for, and this {as_adapter}");
     }
     if has("final/adapter_config.json") {
+        let adapter = path.join("final");
         return format!(
-            "this is the folder of a run of an adapter: give {}/final as --adapter, {made_for}",
-            path.display()
+            "this is the folder of a run of an adapter: name the model that it was made for, and {} {as_adapter}",
+            adapter.display()
         );
     }
     if has("final/config.json") {

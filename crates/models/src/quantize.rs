@@ -66,6 +66,7 @@ impl FromStr for Quantization {
 /// What may have been meant: names by bits first, then those that are spelled alike.
 fn nearest(name: &str) -> &'static str {
     match name {
+        _ if name.contains("16") || name.contains("32") => "none",
         _ if name.contains('8') => "q8_0",
         _ if name.contains("fp4") => "fp4",
         _ if name.contains('4') => "nf4",
