@@ -247,7 +247,7 @@ fn a_run_that_is_finished_says_so_and_stays_as_it_is() {
         (
             "train.steps=6",
             "optimizer.lr=3e-3",
-            ["all 6 steps are done; nothing is trained or written;", "raise train.steps"],
+            ["all 6 steps are done; nothing is trained, and resolved.toml stays;", "raise train.steps"],
         ),
         (
             "train.steps=4",
@@ -264,12 +264,18 @@ fn a_run_that_is_finished_says_so_and_stays_as_it_is() {
         assert!(!message.contains("from here on"), "{message}");
         assert!(everything(&out) == before, "{steps}: something was written");
     }
-    // What a kill kept from being written is.
-    fs::remove_dir_all(out.join("final")).expect("removed");
+    // What a kill kept from being written is: also where what it should have replaced is there still.
+    fs::rename(out.join("final"), dir.path().join("final-of-6")).expect("moved");
     let again = pretrain(dir.path(), &["train.steps=6"], &["--resume", "--json"]);
     assert!(stdout(&again).contains("\"final\""));
-    assert!(String::from_utf8_lossy(&again.stderr).contains("only final/ is written"));
     assert!(everything(&out) == before);
+    stdout(&pretrain(dir.path(), &["train.steps=8"], &["--resume"]));
+    let of_8 = everything(&out);
+    assert!(of_8[3] != before[3]);
+    fs::remove_dir_all(out.join("final")).expect("removed");
+    fs::rename(dir.path().join("final-of-6"), out.join("final")).expect("moved");
+    stdout(&pretrain(dir.path(), &["train.steps=8"], &["--resume"]));
+    assert!(everything(&out) == of_8);
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl Conversations {
         let cached = cached_prepare_chat(&found, self, &cache, &mut |p| {
             if last.is_none_or(|last| last.elapsed() >= PROGRESS_EVERY) {
                 last = Some(Instant::now());
-                progress(&format!("preparing {key}: {} examples, {}", p.documents, format_bytes(p.bytes)));
+                progress(&format!("preparing {key}: {}, {}", several(p.documents, "example"), format_bytes(p.bytes)));
             }
         })
         .map_err(|error| Error::config(key, shown, in_run_file_keys(&error, config)))?;

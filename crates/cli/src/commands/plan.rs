@@ -150,7 +150,10 @@ fn does_not_fit(run: &Run, largest: Largest) -> String {
     let resolved = &run.resolved;
     let (needed, memory) = (format_bytes(resolved.memory.total()), format_bytes(largest.memory));
     let rank = largest.rank.filter(|_| run.adapter().is_some());
-    let rows = largest.micro_batch_size.map(|rows| format!("train.micro_batch_size = {rows}"));
+    // As many as divide the batch as it is.
+    let batch = resolved.run.train.batch_size;
+    let dividing = |most: usize| (1..=most.min(batch)).rev().find(|rows| batch.is_multiple_of(*rows));
+    let rows = largest.micro_batch_size.and_then(dividing).map(|rows| format!("train.micro_batch_size = {rows}"));
     let context = largest.context_length.map(|tokens| format!("data.context_length = {tokens}"));
     let fitting: Vec<String> =
         [rows, context, rank.map(|rank| format!("adapter.rank = {rank}"))].into_iter().flatten().collect();

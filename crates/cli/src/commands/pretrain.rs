@@ -8,7 +8,7 @@ use tallow::open::{OpenFiles, open_files};
 use tallow_train::progress::several;
 use tallow_train::{
     Event, Finish, From, InitSetting, ObjectiveKind, Observer, OutputClaim, PrepareRun, Resolved, Run, RunConfig,
-    Source, TrainDtype, Trainer,
+    Source, TrainDtype,
 };
 
 use crate::exit;
@@ -274,11 +274,21 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
     let mut trainer = run.into_trainer()?;
     let resumed = resume && trainer.resume(&mut notices).map_err(|error| claim.explain(error))?;
     let final_dir = output.join("final");
-    if resumed && trainer.step_index() >= resolved.steps {
-        return finished(&trainer, &resolved, &claim, &final_dir, json);
+    let done = trainer.step_index();
+    if resumed && done >= resolved.steps {
+        notices.0.push(finished(done, &resolved, &claim));
+        // Fewer are asked for than are done: nothing that is there is to be replaced.
+        if done > resolved.steps && final_dir.exists() {
+            notices.0.iter().for_each(|notice| terminal::line(notice));
+            if json {
+                writeln!(std::io::stdout(), "{}", serde_json::json!({ "final": final_dir }))?;
+            }
+            return Ok(final_dir);
+        }
+    } else {
+        notices.0.extend(claim.changes());
+        claim.write_resolved(&resolved)?;
     }
-    notices.0.extend(claim.changes());
-    claim.write_resolved(&resolved)?;
     // Metrics without a checkpoint are those of steps that run again.
     let from_step = resume.then(|| trainer.step_index());
     let mut watcher = Watcher::new(&output, &resolved, from_step, json)?;
@@ -301,22 +311,11 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
     Ok(final_dir)
 }
 
-/// Says that a run has no step left, and writes nothing but what a kill kept from being written: `final/`.
-fn finished(
-    trainer: &Trainer,
-    resolved: &Resolved,
-    claim: &OutputClaim,
-    final_dir: &Path,
-    json: bool,
-) -> anyhow::Result<PathBuf> {
-    let (done, asked) = (trainer.step_index(), resolved.steps);
-    let steps = match done == asked {
+/// What is said of a run that has no step left: it is left as it is, but for what a kill may have kept from being written.
+fn finished(done: u64, resolved: &Resolved, claim: &OutputClaim) -> String {
+    let steps = match done == resolved.steps {
         true => format!("all {} are done", several(done, "step")),
-        false => format!("{} are done, and the run file asks for {asked}", several(done, "step")),
-    };
-    let written = match final_dir.exists() {
-        true => "nothing is trained or written",
-        false => "nothing is trained, and only final/ is written",
+        false => format!("{} are done, and the run file asks for {}", several(done, "step"), resolved.steps),
     };
     let changed = claim.changed_keys().collect::<Vec<_>>().join(", ");
     let changed = if changed.is_empty() { String::new() } else { format!(" (without effect: {changed})") };
@@ -326,15 +325,7 @@ fn finished(
         (_, Some(_)) => "train.epochs",
         _ => "train.steps",
     };
-    terminal::line(&format!("the run is finished: {steps}; {written}{changed}; to go on, raise {key}"));
-    if !final_dir.exists() {
-        trainer.save_final(final_dir)?;
-        terminal::line(&format!("wrote {}", final_dir.display()));
-    }
-    if json {
-        writeln!(std::io::stdout(), "{}", serde_json::json!({ "final": final_dir }))?;
-    }
-    Ok(final_dir.to_path_buf())
+    format!("the run is finished: {steps}; nothing is trained, and resolved.toml stays{changed}; to go on, raise {key}")
 }
 
 /// Keeps notices until there is a place to print them.

@@ -231,6 +231,9 @@ fn reason(message: &str, key: &str, written: Option<&str>) -> String {
             let (leaf, value) = (key.rsplit('.').next().unwrap_or(key), written.unwrap_or("\"..\""));
             format!("must be a list, e.g. {leaf} = [{value}]")
         }
+        (Some("invalid"), _) if message.ends_with("expected an array of length 2") => {
+            "must be a list of two numbers, e.g. [0.9, 0.95]".into()
+        }
         (Some("invalid"), _) if message.ends_with("expected a map") => {
             let leaf = key.rsplit('.').next().unwrap_or(key);
             format!("must be a table, e.g. {leaf} = {{ q_proj = 8 }}")
@@ -350,6 +353,7 @@ mod tests {
         let message = error("", &["data.train=chat.jsonl"]);
         assert_eq!(message, "--set `data.train` = \"chat.jsonl\": must be a list, e.g. train = [\"chat.jsonl\"]");
         assert!(error("[adapter]\nranks = 4\n", &[]).contains("must be a table, e.g. ranks = {"));
+        assert!(error("[optimizer]\nbetas = 0.9\n", &[]).contains("must be a list of two numbers"));
         assert!(error("[adapter]\ntargets = 4\n", &[]).contains("must be text or a list of texts"));
     }
 
@@ -367,6 +371,7 @@ mod tests {
             ("adapter.init=pissa", "the nearest is `olora`"),
             ("adapter.quantize=int8", "the nearest is `q8_0`"),
             ("adapter.quantize=4bit", "the nearest is `nf4`"),
+            ("adapter.quantize=fp16", "the nearest is `none`"),
         ] {
             let message = error("", &[set]);
             assert!(message.contains(told), "{set}: {message}");
