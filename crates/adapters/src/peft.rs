@@ -69,10 +69,19 @@ impl PeftAdapter {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(ADAPTER_CONFIG);
         if !path.is_file() {
-            return Err(Error::files(
-                dir,
-                format!("has no {ADAPTER_CONFIG}, so it is no PEFT adapter; give the folder that has it"),
-            ));
+            let has = |name: &str| dir.join(name).is_file();
+            let instead = match () {
+                () if has("final/adapter_config.json") => {
+                    format!("it is the folder of a run, whose adapter is {}/final: give that", dir.display())
+                }
+                () if has("final/config.json") => format!(
+                    "it is the folder of a run that trained all of a model, which is {}/final: give that as --model",
+                    dir.display()
+                ),
+                () if has("config.json") => "it is a model: give it as --model".to_owned(),
+                () => "give the folder that has it".to_owned(),
+            };
+            return Err(Error::files(dir, format!("has no {ADAPTER_CONFIG}, so it is no PEFT adapter; {instead}")));
         }
         let size = std::fs::metadata(&path).map_or(0, |m| m.len());
         if size > MAX_CONFIG {

@@ -67,7 +67,7 @@ impl Watcher {
             several(resolved.micro_batch_size as u64, "row"),
             format_bytes(resolved.memory.total())
         ));
-        if let Some(step) = from_step.filter(|&step| step > 0) {
+        if let Some(step) = from_step.filter(|&step| step > 0 && step < resolved.steps) {
             watcher.say(&format!("continuing at step {step}"));
         }
         Ok(watcher)

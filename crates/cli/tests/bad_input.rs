@@ -15,6 +15,14 @@ type Case = (&'static str, &'static str, i32, &'static str);
 
 const RUN_FILES: &[Case] = &[
     ("no run file", "tallow pretrain absent.toml", 2, "absent.toml: there is no such file"),
+    ("a model in the place of a run file", "tallow finetune out/final", 2, "is the folder of a model"),
+    ("a key without its section", "tallow pretrain run.toml --set rank=4", 2, "nearest is `adapter.rank`"),
+    (
+        "one path for a list",
+        "tallow pretrain run.toml --set data.train=text",
+        2,
+        "must be a list, e.g. train = [\"text\"]",
+    ),
     ("not TOML", "tallow pretrain broken.toml", 2, "broken.toml:2: "),
     ("a run file that is no text", "tallow pretrain binary.toml", 2, "binary.toml:1: "),
     ("an unknown key", "tallow pretrain run.toml --set train.stepz=5", 2, "nearest is `steps`"),
@@ -136,9 +144,32 @@ const FINETUNING: &[Case] = &[
         2,
         "data.valid_fraction",
     ),
+    (
+        "examples that are all too long",
+        "tallow finetune tune.toml --set \"data.train=['long.jsonl']\"",
+        2,
+        "longer than data.context_length = 32 and left out",
+    ),
+    ("what is no JSON", "tallow finetune tune.toml --set \"data.train=['plain.jsonl']\"", 2, "is no JSON object"),
+    ("QLoRA as a kind", "tallow finetune tune.toml --set adapter.kind=qlora", 2, "adapter.quantize"),
+    ("bits for a quantization", "tallow finetune tune.toml --set adapter.quantize=int8", 2, "nearest is `q8_0`"),
+    (
+        "a folder that is no run to continue",
+        "tallow finetune tune.toml --set output=text --resume",
+        2,
+        "no run to continue",
+    ),
+    ("an output within another run", "tallow finetune tune.toml --set output=out/final", 2, "a part of the run"),
     ("a rank above the layers'", "tallow finetune tune.toml --set adapter.rank=1000", 2, "adapter.rank"),
     ("layers that the model does not have", "tallow finetune tune.toml --set adapter.targets=q_prj", 2, "q_proj"),
     ("a run to continue that is not there", "tallow finetune tune.toml --resume", 2, "leave out --resume"),
+    ("an adapter as a model", "tallow generate --model adapted/final --prompt a", 1, "this is an adapter"),
+    (
+        "a run in the place of its adapter",
+        "tallow generate --model out/final --adapter adapted --prompt a",
+        1,
+        "adapted/final",
+    ),
     (
         "an adapter of another model",
         "tallow generate --model small/final --adapter adapted/final --prompt a",
@@ -225,6 +256,8 @@ fn finetuning(dir: &Path, pretraining: &str) {
     write("heavy.jsonl", &chat(r#"{"role": "assistant", "content": "a boat", "weight": 1e30}"#));
     write("mixed.jsonl", &(answer.clone() + "{\"prompt\": \"a fox\", \"completion\": \" sang\"}\n"));
     let long = "the river ".repeat(60);
+    write("long.jsonl", &chat(&format!("{{\"role\": \"assistant\", \"content\": {long:?}}}")));
+    write("plain.jsonl", "the river went over the hill\n");
     write("two.jsonl", &(answer + &chat(&format!("{{\"role\": \"assistant\", \"content\": {long:?}}}"))));
     rig::stdout(&rig::tallow(dir, "finetune tune.toml --set output=adapted"));
 }

@@ -27,7 +27,18 @@ fn an_adapter_is_trained_resumed_used_and_merged() {
     stdout(&finetune(at, &[], &["--resume"]));
     assert!(fs::read(&adapter).expect("an adapter") == whole, "other weights after resuming");
     assert_eq!(trajectory(&at.join("tuned")), told);
-    fails(&finetune(at, &["adapter.rank=2"], &["--resume"]), 2, &["adapter"]);
+    let words = ["`adapter.rank` = 2", "the run was started with 4"];
+    fails(&finetune(at, &["adapter.rank=2"], &["--resume"]), 2, &words);
+    let both = ["adapter.rank=2", "adapter.alpha=8.0", "adapter.dropout=0.0"];
+    let words = ["`adapter.alpha` = 8.0", "started with 32.0 (and adapter.rank = 2, was 4)"];
+    fails(&finetune(at, &both, &["--resume"]), 2, &words);
+    // How it started does not count any more.
+    let said = self::told(&finetune(at, &["adapter.init=gaussian", "train.steps=8"], &["--resume"]));
+    assert!(said.contains("counts at the start of a run only") && said.contains("continuing at step 6"), "{said}");
+    let full = RUN.replace("[adapter]\nrank = 4\ndropout = 0.1\n", "");
+    fs::write(at.join("full.toml"), full).expect("written");
+    let words = ["`adapter` = (missing)", "with [adapter]"];
+    fails(&tallow(at, "finetune full.toml --resume"), 2, &words);
 
     let score = |more: &str| object(&tallow(at, &format!("score --text fox --json {more}")))["nll"].as_f64();
     let (base, tuned) = (score("--model out/final"), score("--model out/final --adapter tuned/final"));
@@ -90,6 +101,14 @@ fn a_base_of_four_bits_is_resumed_bit_for_bit() {
     assert!(plain.status.success() && String::from_utf8_lossy(&plain.stderr).contains("other weights"));
     let written = tallow(at, "convert --model out/final --adapter tuned/final --to gguf --out four.gguf");
     assert!(written.status.success() && String::from_utf8_lossy(&written.stderr).contains("nf4"));
+    // In a GGUF file too, in a folder that was not there.
+    let other =
+        self::told(&tallow(at, "convert --model twin --adapter whole/final --to gguf --out new/folder/whole.gguf"));
+    assert!(other.contains("whole/final was trained beside other weights than those of twin"), "{other}");
+    let other = self::told(&tallow(at, "score --text fox --model twin --adapter new/folder/whole.gguf"));
+    assert!(other.contains("whole.gguf was trained beside other weights than those of twin"), "{other}");
+    let own = self::told(&tallow(at, "score --text fox --model out/final --adapter new/folder/whole.gguf"));
+    assert!(!own.contains("other weights"), "{own}");
 
     stdout(&finetune(at, &["output=plain"], &[]));
     assert_ne!(trajectory(&at.join("plain")), told, "4 bits change the losses");
@@ -177,10 +196,25 @@ fn plan_says_what_fits_in_a_memory() {
         let largest = |memory: u64| plan(&format!("--memory {memory}"))["largest"][name].as_u64().expect("a size");
         assert_eq!((largest(total), largest(total - 1)), (size, size - 1), "{name}");
     }
-    let none = &plan("--memory 1MiB")["largest"];
+    // What does not fit is told, and is a failure.
+    let small = tallow(at, "plan tune.toml --json --memory 1MiB");
+    let none = serde_json::from_slice::<Value>(&small.stdout).expect("JSON")["largest"].clone();
     assert!(none["rank"].is_null() && none["fits"] == false && none["at_bound"]["rank"] == false, "{none}");
-    let text = stdout(&tallow(at, "plan tune.toml --memory 1MiB"));
-    for words in ["does not fit in 1 MiB, since it takes", "not even 1 row", "not even context 1", "not even rank 1"] {
+    let said = |output: &std::process::Output| {
+        assert_eq!(output.status.code(), Some(1), "it does not fit");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let text = said(&tallow(at, "plan tune.toml --memory 1MiB"));
+    for words in
+        ["error: does not fit in 1 MiB: it takes ", "no smaller train.micro_batch_size, data.context_length or rank"]
+    {
+        assert!(text.contains(words), "{text}");
+    }
+    let large = plan("--set train.batch_size=40 --set train.micro_batch_size=40")["memory"]["total"].as_u64();
+    let memory = large.expect("bytes") - 1;
+    let large = format!("plan tune.toml --set train.batch_size=40 --set train.micro_batch_size=40 --memory {memory}");
+    let text = said(&tallow(at, &large));
+    for words in ["it would with train.micro_batch_size = 20, or data.context_length = ", ", each with all else"] {
         assert!(text.contains(words), "{text}");
     }
     // Little enough that more rows would need more, and that no context or rank does: these are the model's own bounds.
@@ -244,6 +278,88 @@ fn mistakes_name_the_key_or_the_line() {
         &["nowhere: there is no such folder"],
     );
     fails(&tallow(at, "pretrain tune.toml"), 2, &["tallow finetune"]);
+    // What is no record says what it is.
+    for (text, words) in [
+        ("who went over the hill\n", ["bad.jsonl, line 1", "is no JSON object (it begins with \"who went"]),
+        ("[{\"prompt\": \"a\"}]\n", ["bad.jsonl, line 1", "a list, not an object"]),
+        ("{\n  \"prompt\": \"a\"\n}\n", ["bad.jsonl, line 1", "does not end on its line"]),
+    ] {
+        fs::write(at.join("bad.jsonl"), text).expect("written");
+        fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &words);
+    }
+    fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &["data.on_malformed = "]);
+}
+
+#[test]
+fn a_folder_in_the_place_of_another_names_the_right_one() {
+    let dir = school();
+    let at = dir.path();
+    stdout(&finetune(at, &["train.steps=1"], &[]));
+    let run = |args: &str| tallow(at, &format!("generate --prompt x {args}"));
+    fails(&run("--model tuned/final"), 1, &["this is an adapter", "--adapter"]);
+    fails(&run("--model tuned"), 1, &["the folder of a run of an adapter", "tuned/final as --adapter"]);
+    fails(&run("--model out"), 1, &["the folder of a run", "out/final: give that"]);
+    fails(&run("--model out/final --adapter tuned"), 1, &["tuned/final: give that"]);
+    fails(&run("--model out/final --adapter out/final"), 1, &["it is a model: give it as --model"]);
+    fails(&run("--model out/final --adapter out"), 1, &["trained all of a model", "out/final"]);
+    fails(&tallow(at, "finetune out/final"), 2, &["is the folder of a model", "from = \"out/final\""]);
+    fails(&tallow(at, "finetune out"), 2, &["is the folder of a run", "run file"]);
+    fails(&tallow(at, "plan data"), 2, &["is a folder; a run file is needed"]);
+    fails(&finetune(at, &["output=out/final"], &[]), 2, &["a part of the run"]);
+    fs::rename(at.join("out"), at.join("moved")).expect("renamed");
+    fs::remove_file(at.join("moved/resolved.toml")).expect("removed");
+    fails(&finetune(at, &["model.from=moved/final", "output=moved/final"], &[]), 2, &["holds a model (config.json)"]);
+}
+
+#[test]
+fn a_plan_is_of_the_command_that_runs_it() {
+    let dir = school();
+    let at = dir.path();
+    let text = RUN.split("[adapter]").next().expect("a part").to_owned() + "[train]\nsteps = 2\nbatch_size = 500\n";
+    fs::write(at.join("tune.toml"), &text).expect("written");
+    let plan = tallow(at, "plan tune.toml --json");
+    let said = told(&plan);
+    assert!(
+        said.contains("planned as `tallow finetune` runs it") && said.contains("optimizer.lr is not set"),
+        "{said}"
+    );
+    let plan = object(&plan);
+    assert_eq!(plan["documents"].as_u64().expect("a count") + plan["held_out"].as_u64().expect("a count"), 40);
+    assert!(plan["notes"][0].as_str().is_some_and(|note| note.contains("fewer than train.batch_size = 500")), "{plan}");
+    let shown = stdout(&tallow(at, "plan tune.toml"));
+    assert!(shown.contains("fewer than train.batch_size = 500"), "{shown}");
+    // What says which it is is taken at its word, and text is no conversation.
+    let said = told(&tallow(at, "plan tune.toml --set objective.kind=sft"));
+    assert!(!said.contains("planned as"), "{said}");
+    let pretraining = fs::read_to_string(at.join("run.toml")).expect("read");
+    let section =
+        &pretraining[pretraining.find("[model]").expect("one")..pretraining.find("[tokenizer]").expect("one")];
+    fs::write(at.join("more.toml"), pretraining.replace(section, "[model]\nfrom = \"out/final\"\n\n"))
+        .expect("written");
+    let said = told(&tallow(at, "plan more.toml"));
+    assert!(said.contains("planned as `tallow pretrain` runs it") && !said.contains("optimizer.lr"), "{said}");
+
+    fs::write(at.join("tune.toml"), RUN).expect("written");
+    let shown = stdout(&tallow(at, "plan tune.toml --set adapter.quantize_embeddings=q8_0"));
+    assert!(shown.contains("embedding and head, where they are frozen, are kept in q8_0, 8.50 bits"), "{shown}");
+    assert!(!shown.contains("kept in none"), "{shown}");
+}
+
+#[test]
+fn a_learning_rate_of_another_kind_of_run_is_told() {
+    let dir = school();
+    let at = dir.path();
+    let olora = |lr: &str| told(&finetune(at, &["adapter.init=olora", lr], &["--preview", "1"]));
+    assert!(olora("optimizer.lr=1e-3").contains("is high for adapter.init = \"olora\""));
+    assert!(!olora("optimizer.lr=1e-4").contains("is high"));
+    let text = RUN.split("[adapter]").next().expect("a part").to_owned() + "[train]\nsteps = 1\nbatch_size = 2\n";
+    fs::write(at.join("tune.toml"), &text).expect("written");
+    let said = told(&finetune(at, &[], &[]));
+    for words in ["optimizer.lr is not set, and 1e-3 is a rate of pretraining", "weight_decay = 0.1", "1e-5 to 5e-5"] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    let said = told(&finetune(at, &["optimizer.lr=2e-5"], &["--preview", "1"]));
+    assert!(!said.contains("rate of pretraining"), "{said}");
 }
 
 const TURNS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}\
@@ -302,6 +418,18 @@ fn a_preview_shows_what_is_learnt_and_trains_nothing() {
     let sum: u64 = documents.iter().filter_map(|document| document["learnt"].as_u64()).sum();
     assert_eq!(lines[0]["learnt"], sum);
     fails(&finetune(at, &set, &["--preview", "0"]), 2, &["--preview"]);
+    // The last token of a text is only predicted: it takes no place.
+    fs::write(at.join("text.jsonl"), json!({ "text": "a fox" }).to_string() + "\n").expect("written");
+    let text = ["data.train=['text.jsonl']", "data.valid_fraction=0"];
+    let shown = stdout(&finetune(at, &text, &["--preview", "1"]));
+    let count = |before: &str, after: &str| -> u64 {
+        let at = shown.find(before).expect("there") + before.len();
+        shown[at..].split(after).next().and_then(|n| n.parse().ok()).expect("a number")
+    };
+    assert_eq!(
+        count("example 1: ", " tokens (the last is only predicted"),
+        count("row 0: 1 example in ", " of 192 places") + 1
+    );
     fails(&finetune(at, &set, &["--preview", "1", "--resume"]), 2, &["--resume"]);
 }
 

@@ -58,7 +58,10 @@ fn an_adapter_that_starts_within_its_matrices_is_resumed_and_merged() {
         // An adapter of that rank and alpha that starts elsewhere is another run.
         let other = ["adapter.rank=8", "adapter.alpha=64.0"];
         let other: Vec<&str> = set[1..].iter().copied().chain(other).collect();
-        fails(&finetune(at, &other, &["--resume"]), 2, &["adapter"]);
+        fails(&finetune(at, &other, &["--resume"]), 2, &["`adapter.", "\"olora\"", "the run was started with"]);
+        let only_init: Vec<&str> = set[1..].to_vec();
+        let words = ["`adapter.init` = \"kaiming\"", "the run was started with \"olora\""];
+        fails(&finetune(at, &only_init, &["--resume"]), 2, &words);
     }
     let dir = school();
     let refused = ["adapter.init=olora", "adapter.targets=embed_tokens"];
@@ -81,6 +84,9 @@ fn new_tokens_are_trained_beside_an_adapter_and_used_with_it() {
     let set = ["tokenizer.add_tokens=[\"<think>\", \"</think>\"]"];
     let said = trained_and_resumed(at, &set);
     assert!(said.contains("2 tokens are added"), "{said}");
+    let counted = said.lines().find(|line| line.starts_with("note: added tokens in data.train: ")).expect("counts");
+    assert!(counted.contains("<think> ") && counted.contains("</think> ") && counted.ends_with(" times"), "{counted}");
+    assert!(!said.contains("holds none of the added tokens"), "{said}");
     let config = adapter_config(at);
     let ids = config["trainable_token_indices"].clone();
     let list = ids.as_array().cloned().or_else(|| ids["embed_tokens"].as_array().cloned()).expect("a list");
@@ -94,7 +100,10 @@ fn new_tokens_are_trained_beside_an_adapter_and_used_with_it() {
     assert!(generated["completion_tokens"].as_u64().is_some_and(|n| n <= 3), "{generated}");
     merged_says_the_same(at, "<think>a</think>");
     assert_eq!(rows(&at.join("merged")), before + 2);
-    fails(&tallow(at, &format!("convert {adapted} --to gguf --out x.gguf")), 1, &["rows of tokens", "merge"]);
+    let words = ["rows of tokens", "`tallow merge` writes a whole model with it, as safetensors"];
+    fails(&tallow(at, &format!("convert {adapted} --to gguf --out x.gguf")), 1, &words);
+    let words = ["whole models are not written as GGUF yet", "LoRA matrices and nothing else", "safetensors"];
+    fails(&tallow(at, "convert --model merged --to gguf --out x.gguf"), 2, &words);
     let two = "--model out/final --adapter tuned/final --adapter tuned/checkpoints/step-4";
     fails(&tallow(at, &format!("score --text fox {two}")), 1, &["rows of tokens"]);
     fails(&tallow(at, &format!("score --text fox {adapted}=0")), 1, &["rows of tokens"]);
@@ -107,7 +116,13 @@ fn new_tokens_are_trained_beside_an_adapter_and_used_with_it() {
     assert!((first - second).abs() < 1e-3, "{first} and {second}");
 
     // A token that no example holds has no gradient, which is no fault of the run's.
-    stdout(&finetune(at, &["output=rare", "tokenizer.add_tokens=[\"<rare>\"]"], &[]));
+    let rare = finetune(at, &["output=rare", "tokenizer.add_tokens=[\"<rare>\"]"], &[]);
+    stdout(&rare);
+    let said = String::from_utf8_lossy(&rare.stderr).into_owned();
+    assert!(said.contains("warning: data.train holds none of the added tokens <rare>"), "{said}");
+    // With other tokens it is another run, whose data only differ with them.
+    let words = ["`tokenizer.add_tokens` = [\"<else>\"]", "the run was started with [\"<rare>\"]"];
+    fails(&finetune(at, &["output=rare", "tokenizer.add_tokens=[\"<else>\"]"], &["--resume"]), 2, &words);
 
     // All of the model, with rows for them.
     let whole = ["tokenizer.add_tokens=[\"<think>\"]", "output=whole"];

@@ -234,6 +234,71 @@ fn a_longer_run_goes_on_and_says_what_changed() {
 }
 
 #[test]
+fn a_run_that_is_finished_says_so_and_stays_as_it_is() {
+    let dir = workshop();
+    let out = dir.path().join("out");
+    stdout(&pretrain(dir.path(), &["train.steps=6"], &[]));
+    let everything = |out: &Path| {
+        let files = ["resolved.toml", "metrics.jsonl", "curve.svg", "final/model.safetensors"];
+        files.map(|file| fs::read(out.join(file)).expect("a file"))
+    };
+    let before = everything(&out);
+    for (steps, lr, words) in [
+        (
+            "train.steps=6",
+            "optimizer.lr=3e-3",
+            ["all 6 steps are done; nothing is trained, and resolved.toml stays;", "raise train.steps"],
+        ),
+        (
+            "train.steps=4",
+            "optimizer.lr=1e-4",
+            ["6 steps are done, and the run file asks for 4", "(without effect: optimizer.lr, "],
+        ),
+    ] {
+        let again = pretrain(dir.path(), &[steps, lr], &["--resume"]);
+        stdout(&again);
+        let message = String::from_utf8_lossy(&again.stderr);
+        for word in words {
+            assert!(message.contains(word), "no {word:?} in {message}");
+        }
+        assert!(!message.contains("from here on"), "{message}");
+        assert!(everything(&out) == before, "{steps}: something was written");
+    }
+    // What a kill kept from being written is: also where what it should have replaced is there still.
+    fs::rename(out.join("final"), dir.path().join("final-of-6")).expect("moved");
+    let again = pretrain(dir.path(), &["train.steps=6"], &["--resume", "--json"]);
+    assert!(stdout(&again).contains("\"final\""));
+    assert!(everything(&out) == before);
+    stdout(&pretrain(dir.path(), &["train.steps=8"], &["--resume"]));
+    let of_8 = everything(&out);
+    assert!(of_8[3] != before[3]);
+    fs::remove_dir_all(out.join("final")).expect("removed");
+    fs::rename(dir.path().join("final-of-6"), out.join("final")).expect("moved");
+    stdout(&pretrain(dir.path(), &["train.steps=8"], &["--resume"]));
+    assert!(everything(&out) == of_8);
+}
+
+#[test]
+fn what_is_no_run_is_not_continued() {
+    let dir = workshop();
+    let steps = ["train.steps=2", "output=text"];
+    fails(&pretrain(dir.path(), &steps, &["--resume"]), 2, &["text", "holds no run to continue", "leave out --resume"]);
+    assert_eq!(names(&dir.path().join("text")), ["stories.jsonl"]);
+    // As a kill in its first moments leaves it.
+    fs::create_dir(dir.path().join("empty")).expect("made");
+    stdout(&pretrain(dir.path(), &["train.steps=2", "output=empty"], &["--resume"]));
+    assert!(dir.path().join("empty/final").is_dir());
+}
+
+#[test]
+fn the_memory_of_a_step_is_that_of_the_run() {
+    let dir = workshop();
+    stdout(&pretrain(dir.path(), &["train.steps=3"], &[]));
+    let memory: Vec<u64> = metrics(&dir.path().join("out")).iter().filter_map(|line| line["memory"].as_u64()).collect();
+    assert!(memory.len() == 3 && memory.is_sorted() && memory[0] > 1 << 20, "{memory:?}");
+}
+
+#[test]
 fn another_run_is_never_resumed_in_place() {
     let dir = workshop();
     stdout(&pretrain(dir.path(), &["train.steps=4"], &[]));
@@ -246,7 +311,8 @@ fn another_run_is_never_resumed_in_place() {
         fails(&pretrain(dir.path(), &["train.steps=4", set], &["--resume"]), 2, &words);
     }
     let other = ["train.steps=4", "data.train=['text']", "data.valid=[]"];
-    fails(&pretrain(dir.path(), &other, &["--resume"]), 2, &["cannot resume", "training data"]);
+    let words = ["`data.train` = [\"text\"]", "started with [\"data/train\"]", "cannot resume", "training data"];
+    fails(&pretrain(dir.path(), &other, &["--resume"]), 2, &words);
     assert_eq!(fs::read(dir.path().join("out/resolved.toml")).expect("resolved"), before);
 }
 

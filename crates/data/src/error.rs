@@ -41,7 +41,7 @@ pub enum Error {
         skipped: String,
     },
     /// Files were read, but there is no document with text in them.
-    #[error("no text in {inputs}: {files} files hold no document that is not blank{hint}")]
+    #[error("no text in {inputs}: {} no document that is not blank{hint}", hold(*files))]
     NoDocuments {
         /// The inputs, joined.
         inputs: String,
@@ -51,7 +51,7 @@ pub enum Error {
         hint: String,
     },
     /// Files were read, but no example is left of them.
-    #[error("no example in {inputs}: {files} files hold none that can be learnt from{hint}")]
+    #[error("no example in {inputs}: {} none that can be learnt from{hint}", hold(*files))]
     NoExamples {
         /// The inputs, joined.
         inputs: String,
@@ -248,6 +248,14 @@ impl Error {
 
     pub(crate) fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> Self {
         Self::Corrupt { path: path.to_owned(), offset, reason: reason.into() }
+    }
+}
+
+/// So many files as the subject of what they hold.
+fn hold(files: u64) -> String {
+    match files {
+        1 => "1 file holds".to_owned(),
+        files => format!("{files} files hold"),
     }
 }
 

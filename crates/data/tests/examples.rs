@@ -344,6 +344,29 @@ fn a_table_without_any_column_of_use_names_those_it_has() {
     assert!(told.contains("no column of any known shape; there are: question, answer"), "{told}");
 }
 
+#[test]
+fn columns_of_a_table_that_nothing_is_read_from_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let schema =
+        "message m { required binary text (UTF8); required binary mesages (UTF8); required binary id (UTF8); }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut file = SerializedFileWriter::new(std::fs::File::create(&path).unwrap(), schema, Arc::default()).unwrap();
+    let mut group = file.next_row_group().unwrap();
+    while let Some(mut column) = group.next_column().unwrap() {
+        let values = ["one", "two"].map(ByteArray::from);
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    file.close().unwrap();
+    let mut found = examples(&[path], ExampleOptions::default()).unwrap();
+    assert_eq!(found.by_ref().map(Result::unwrap).count(), 2);
+    let told: Vec<String> = found.into_report().unread_fields.iter().map(ToString::to_string).collect();
+    assert!(told.len() == 2 && told[0].contains("a.parquet: the field `id` of 2 records is not read"), "{told:?}");
+    assert!(told[1].contains("`mesages`") && told[1].ends_with("the nearest that is read is `messages`"), "{told:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 

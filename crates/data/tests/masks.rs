@@ -190,11 +190,11 @@ fn masks_of_nothing_and_of_everything_are_errors() {
     let skip = ChatOptions { nothing_learnt: NothingLearnt::Skip, ..ChatOptions::default() };
     let (report, dataset) = run(dir.path(), &records, skip.clone()).unwrap();
     assert_eq!((report.examples, report.nothing_learnt.examples, report.nothing_learnt.tokens), (1, 1, 22));
-    assert!(report.problems().contains("1 examples had nothing to learn and were left out (22 tokens lost):"));
+    assert!(report.problems().contains("1 example was without anything to learn and left out (22 tokens lost):"));
     assert!(report.problems().contains("a.jsonl, line 2: "));
     assert_eq!(dataset.examples().unwrap().nothing_learnt, 1);
     let told = run(dir.path(), &records[1..], skip).unwrap_err().to_string();
-    assert!(told.contains("no example in") && told.contains("had nothing to learn"), "{told}");
+    assert!(told.contains("no example in") && told.contains("without anything to learn"), "{told}");
 
     let with = |encoder: &Broken, options| run_with(dir.path(), &[chat("q", "a"), chat("bad", "b")], encoder, options);
     let told = with(&Broken("all"), ChatOptions::default()).unwrap_err().to_string();

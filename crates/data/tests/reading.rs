@@ -142,13 +142,14 @@ fn a_text_beyond_the_limit_is_cut_at_lines_and_reported() {
 fn json_lines_with_every_defect() {
     let f = Folder::new();
     let long = format!("{{\"text\": \"{}\"}}", "x".repeat(5000));
-    let cases: [(&str, &str); 12] = [
+    let cases: [(&str, &str); 13] = [
         ("{\"text\": \"good\"}\r", ""),
         ("", ""),
         ("{\"text\": 5}", "invalid type: integer `5`"),
         ("{\"other\": \"x\"}", "no field `text`"),
         ("{\"text\": \"cut", "EOF"),
-        ("[\"text\"]", "expected an object with a string field `text`"),
+        ("[\"text\"]", "is a list, not a record"),
+        ("who went", "is no JSON object (it begins with \"who went\"): each line holds one, e.g. {\"text\""),
         ("{\"text\": \"a\"} trailing", "trailing characters"),
         (&long, "longer than 4000 bytes"),
         ("{\"text\": \"\\ud800\"}", "hex escape"),
@@ -160,7 +161,7 @@ fn json_lines_with_every_defect() {
     let path = f.file("a.jsonl", format!("\u{feff}{}", lines.join("\n")));
     let limited = ReadOptions { max_document_bytes: 4000, ..skip() };
     let (docs, report) = read(std::slice::from_ref(&path), limited).unwrap();
-    assert_eq!(docs.iter().map(|d| (d.text.as_str(), d.line)).collect::<Vec<_>>(), [("good", 1), ("also good", 12)]);
+    assert_eq!(docs.iter().map(|d| (d.text.as_str(), d.line)).collect::<Vec<_>>(), [("good", 1), ("also good", 13)]);
     let expected: Vec<_> = cases.iter().enumerate().filter(|(_, c)| !c.1.is_empty()).collect();
     assert_eq!((report.num_malformed as usize, report.malformed.len()), (expected.len(), expected.len()));
     for (malformed, (i, (_, reason))) in report.malformed.iter().zip(expected) {

@@ -73,6 +73,21 @@ fn found(path: &Path) -> String {
     let Ok(entries) = std::fs::read_dir(path) else {
         return "the folder cannot be read".into();
     };
+    let has = |name: &str| path.join(name).is_file();
+    let as_adapter = "as --adapter where a command takes one";
+    if has("adapter_config.json") {
+        return format!("this is an adapter, no model: name the model that it was made for, and this {as_adapter}");
+    }
+    if has("final/adapter_config.json") {
+        let adapter = path.join("final");
+        return format!(
+            "this is the folder of a run of an adapter: name the model that it was made for, and {} {as_adapter}",
+            adapter.display()
+        );
+    }
+    if has("final/config.json") {
+        return format!("this is the folder of a run, whose model is {}/final: give that", path.display());
+    }
     let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     if names.iter().any(|n| n == "pytorch_model.bin") {

@@ -55,10 +55,25 @@ impl FromStr for Quantization {
             other => Self::Stored(GgmlType::from_name(other).ok_or_else(|| {
                 format!(
                     "`{name}` is no quantization: nf4, fp4 and q8_0 are made here, gguf (or the name of its type, as \
-                     q4_k) keeps the blocks of a GGUF file, none keeps plain numbers"
+                     q4_k) keeps the blocks of a GGUF file, none keeps plain numbers; the nearest is `{}`",
+                    nearest(other)
                 )
             })?),
         })
+    }
+}
+
+/// What may have been meant: names by bits first, then those that are spelled alike.
+fn nearest(name: &str) -> &'static str {
+    match name {
+        _ if name.contains("16") || name.contains("32") => "none",
+        _ if name.contains('8') => "q8_0",
+        _ if name.contains("fp4") => "fp4",
+        _ if name.contains('4') => "nf4",
+        _ => {
+            let known = ["none", "nf4", "fp4", "q8_0", "gguf"];
+            known.into_iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name))).unwrap_or("nf4")
+        }
     }
 }
 
@@ -173,10 +188,16 @@ impl<'a> QuantizedBase<'a> {
             }
         }
         let QuantizeConfig { projections, embeddings, .. } = self.config;
+        let bits = 8.0 * bytes as f64 / (elements as f64).max(1.0);
+        if projections == Quantization::None {
+            return Ok(format!(
+                "note: embedding and head, where they are frozen, are kept in {embeddings}, {bits:.2} bits a value; the \
+                 other {plain} matrices as plain numbers, as `quantize` is none"
+            ));
+        }
         Ok(format!(
-            "note: {matrices} frozen matrices are kept in {projections} (embedding and head: {embeddings}), {:.2} bits a \
-             value, {plain} as plain numbers",
-            8.0 * bytes as f64 / (elements as f64).max(1.0)
+            "note: {matrices} frozen matrices are kept in {projections} (embedding and head: {embeddings}), {bits:.2} bits a \
+             value, {plain} as plain numbers"
         ))
     }
 

@@ -35,6 +35,9 @@ pub fn adapter_to_gguf(model: &str, adapter: &Path, out: &Path, text: &str) -> R
         return Err(wrong("exists already; choose another name".into()));
     }
     let Some(name) = out.file_name() else { return Err(wrong("is no name for a file".into())) };
+    if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| wrong(format!("its folder cannot be made: {e}")))?;
+    }
     let partial = out.with_file_name(format!(".partial-{}", name.to_string_lossy()));
     let converted = write_and_compare(model, adapter, &partial, text).and_then(|converted| {
         std::fs::rename(&partial, out).map_err(|e| wrong(e.to_string()))?;
@@ -75,6 +78,8 @@ fn write_and_compare(model: &str, adapter: &Path, out: &Path, text: &str) -> Res
                 "note: the adapter's tokenizer and chat template are not in the file: the model's are used".into(),
             );
         }
+        // That it was trained beside other weights, say.
+        notes.extend(adapted.notices().iter().cloned());
         let plan = files.plan(&base)?;
         let ids = compared_ids(&adapted, adapter, text)?;
         let before = logits(adapted.decoder(), adapted.device(), &ids)?;

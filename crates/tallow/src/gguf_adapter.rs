@@ -25,8 +25,13 @@ const ALPHA: &str = "adapter.lora.alpha";
 /// Tokens from which on an adapter begins to work; without them it is another one.
 const INVOCATION: &str = "adapter.alora.invocation_tokens";
 
-/// The way out where a LoRA adapter cannot say what is to be said.
-const MERGE: &str = "add it to the model with `tallow merge` and use that";
+/// The weights that the adapter was trained beside, as its PEFT files note them. llama.cpp passes over keys that it does not know.
+const TRAINED_BESIDE: &str = "tallow.base_weights_sha256";
+const NOTE: &str = "base_weights_sha256";
+
+/// The way out where a LoRA adapter cannot say what is to be said. Whole models are not written as GGUF here.
+const MERGE: &str = "`tallow merge` writes a whole model with it, as safetensors, of which llama.cpp's \
+                     convert_hf_to_gguf.py makes a GGUF file";
 
 /// Opens the adapter at `path`: a PEFT directory, or a GGUF file as llama.cpp reads it. `base` are the parameters of the
 /// model without an adapter.
@@ -94,13 +99,16 @@ pub fn write_adapter(out: &Path, parts: Parts) -> Result<()> {
         }
     }
     let text = |text: &str| MetaValue::String(text.to_owned());
-    let metadata = [
+    let mut metadata = vec![
         (ARCHITECTURE, text(gguf::architecture(config)?)),
         (TYPE, text("adapter")),
         (ADAPTER_TYPE, text("lora")),
         (ALPHA, MetaValue::F32(alpha)),
         ("general.file_type", MetaValue::U32(0)),
     ];
+    if let Some(hash) = files.notes().and_then(|notes| notes.get(NOTE)?.as_str()) {
+        metadata.push((TRAINED_BESIDE, text(hash)));
+    }
     Ok(write_gguf(out, &metadata, &tensors)?)
 }
 
@@ -252,6 +260,9 @@ fn read(path: &Path, config: &dyn ModelConfig, base: &[ParamSpec]) -> Result<Pef
     let mut settings = Map::new();
     settings.insert("peft_type".into(), json!("LORA"));
     settings.insert("lora_alpha".into(), json!(alpha.unwrap_or(1.0)));
+    if let Some(hash) = file.opt_str(TRAINED_BESIDE)? {
+        settings.insert("tallow".into(), json!({ NOTE: hash }));
+    }
     let tensors = Renamed { path: path.to_path_buf(), tensors };
     Ok(PeftAdapter::from_parts(path, settings, Box::new(tensors))?)
 }

@@ -374,9 +374,10 @@ impl RunConfig {
     /// # Errors
     /// For a value or combination that cannot work: key, value, reason and a working value.
     pub fn validate(&self) -> Result<()> {
-        if self.output.is_none() {
+        if self.output.as_ref().is_none_or(|output| output.as_os_str().is_empty()) {
+            let shown = if self.output.is_none() { "(missing)" } else { "\"\"" };
             let reason = "the run needs a directory, e.g. output = \"runs/first\"";
-            return Err(Error::config("output", "(missing)", reason));
+            return Err(Error::config("output", shown, reason));
         }
         self.check_model()?;
         if self.data.train.is_empty() {

@@ -45,12 +45,12 @@ impl Conversations {
         Ok(Self { tokenizer, chat })
     }
 
-    /// The tokenizer with the template that the run renders by.
     /// How conversations are written, if they can be.
     pub(crate) fn template(&self) -> Option<&str> {
         self.chat.as_ref().ok().map(|chat| chat.template())
     }
 
+    /// The tokenizer with the template that the run renders by.
     pub(crate) fn with_template(&self, tokenizer: Tokenizer) -> Tokenizer {
         match &self.chat {
             Ok(chat) if tokenizer.chat_template() != Some(chat.template()) => {
@@ -145,12 +145,38 @@ impl Conversations {
         let cached = cached_prepare_chat(&found, self, &cache, &mut |p| {
             if last.is_none_or(|last| last.elapsed() >= PROGRESS_EVERY) {
                 last = Some(Instant::now());
-                progress(&format!("preparing {key}: {} examples, {}", p.documents, format_bytes(p.bytes)));
+                progress(&format!("preparing {key}: {}, {}", several(p.documents, "example"), format_bytes(p.bytes)));
             }
         })
-        .map_err(|error| Error::config(key, shown, error.to_string()))?;
+        .map_err(|error| Error::config(key, shown, in_run_file_keys(&error, config)))?;
         let valid = cached.valid.map(|path| TokenDataset::open(&[path])).transpose()?;
         Ok((TokenDataset::open(&[cached.train])?, valid))
+    }
+}
+
+/// What the preparation says, with the keys of the run file in the place of its options.
+fn in_run_file_keys(error: &tallow_data::Error, config: &RunConfig) -> String {
+    let context = config.data.context_length;
+    let limit = format!("data.context_length = {context}");
+    let mut text = error.to_string();
+    for (option, key) in [
+        (format!("max_tokens = {}", context + 1), limit.as_str()),
+        ("longer than max_tokens".into(), &format!("longer than {limit}")),
+        ("on_malformed = ".into(), "data.on_malformed = "),
+        ("nothing_learnt = ".into(), "data.nothing_learnt = "),
+        ("too_long = ".into(), "data.too_long = "),
+        ("train_on = ".into(), "objective.train_on = "),
+        ("valid_fraction = ".into(), "data.valid_fraction = "),
+        ("`field` or `shape` option".into(), "key data.shape"),
+        ("to read with shape".into(), "to read with data.shape"),
+    ] {
+        text = text.replace(&option, key);
+    }
+    match error {
+        tallow_data::Error::NoExamples { .. } if text.contains(&limit) => {
+            format!("{text}\nraise data.context_length, or set data.too_long = \"truncate_end\"")
+        }
+        _ => text,
     }
 }
 

@@ -17,6 +17,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod added;
 mod anomaly;
 mod audit;
 mod backward;
@@ -58,7 +59,7 @@ pub use error::{Error, Result};
 pub use evaluate::{Score, Validation};
 pub use fit::{AtBound, Largest};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
-pub use output::OutputClaim;
+pub use output::{OutputClaim, check_resumable};
 pub use plan::{Held, MemoryPlan, StepShape, fitting_micro_batch};
 pub use recorder::Recorder;
 pub use resolve::{Facts, Resolved};

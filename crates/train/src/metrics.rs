@@ -39,7 +39,8 @@ pub struct StepRecord {
     /// Model FLOPs utilisation: part of the measured peak, from 0 to 1. `None` where no peak is known.
     #[serde(default)]
     pub mfu: Option<f64>,
-    /// Peak bytes of memory of the process so far; 0 if the system does not tell.
+    /// The most bytes of memory of its own that the process had at the end of a step so far (without the pages of mapped files,
+    /// where the system tells them apart); 0 if the system does not tell.
     pub memory: u64,
     /// Seconds of training so far, over all resumes.
     #[serde(with = "nullable")]

@@ -16,20 +16,51 @@ const MARKS: [&str; 4] = [RESOLVED, "metrics.jsonl", "checkpoints", "final"];
 const FIXED: [&str; 5] = ["seed", "model.", "data.context_length", "data.packing", "objective.kind"];
 /// Keys that say where things are, not what is trained.
 const PLACES: [&str; 3] = ["output", "model.from", "tokenizer.path"];
+/// Keys that decide which adapter is trained.
+const OF_ADAPTERS: [&str; 1] = ["adapter."];
+/// Keys that decide which tokens are trained on, the likeliest to be changed first.
+const OF_DATA: [&str; 9] = [
+    "tokenizer.add_tokens",
+    "tokenizer.add_special_tokens",
+    "tokenizer.chat_template",
+    "data.train",
+    "data.valid_fraction",
+    "data.",
+    "objective.",
+    "tokenizer.path",
+    "model.from",
+];
+/// Keys of those sections that may change at any time.
+const FREE: [&str; 8] = [
+    "adapter.dropout",
+    "adapter.lr_ratio",
+    "adapter.init",
+    "data.valid",
+    "data.on_malformed",
+    "objective.z_loss",
+    "objective.label_smoothing",
+    "objective.neftune_alpha",
+];
+/// What makes a directory one of a model or an adapter.
+const MODEL: [&str; 4] = ["config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors"];
+/// An `adapter.init` that an adapter keeps; any other counts until the first step only.
+const KEPT_INIT: &str = "\"olora\"";
 
 /// A run directory that this process alone writes to, until it is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct OutputClaim {
     path: PathBuf,
-    changes: Vec<String>,
+    changes: Vec<Change>,
     /// The lock is on the directory itself, so that nothing has to be cleaned up after a kill.
     _lock: Option<File>,
 }
 
 impl OutputClaim {
     pub(crate) fn new(path: &Path, resume: bool, resolved: &Resolved) -> Result<Self> {
-        if !resume {
-            refuse_other_run(path)?;
+        match resume {
+            false => check_new(path)?,
+            true if path.exists() => check_resumable(path)?,
+            true => {}
         }
         fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
         let lock = lock(path)?;
@@ -43,8 +74,39 @@ impl OutputClaim {
     }
 
     /// What differs from the run that is continued, a line each.
-    pub fn changes(&self) -> &[String] {
-        &self.changes
+    pub fn changes(&self) -> Vec<String> {
+        self.changes.iter().filter(|change| !PLACES.contains(&change.key.as_str())).map(Change::in_words).collect()
+    }
+
+    /// The keys of [`changes`](Self::changes).
+    pub fn changed_keys(&self) -> impl Iterator<Item = &str> {
+        self.changes.iter().map(|change| change.key.as_str()).filter(|key| !PLACES.contains(key))
+    }
+
+    /// An error of [`Trainer::resume`](crate::Trainer::resume) with the keys that differ from the run that is continued, where it
+    /// says only that data or modules do.
+    pub fn explain(&self, error: Error) -> Error {
+        let (kind, said) = match &error {
+            Error::Config { key, .. } if key == "adapter" || key == "adapter.init" => (&OF_ADAPTERS[..], None),
+            Error::Data(tallow_data::Error::State { .. }) => (&OF_DATA[..], Some(error.to_string())),
+            Error::Config { key, .. } if key == "tokenizer.chat_template" => (&OF_DATA[..], None),
+            _ => return error,
+        };
+        let mut found: Vec<&Change> = vec![];
+        for pattern in kind {
+            let of = |change: &&Change| {
+                change.key == *pattern || (pattern.ends_with('.') && change.key.starts_with(pattern))
+            };
+            let new = self.changes.iter().filter(of).filter(|change| change.decides());
+            found.extend(new.filter(|change| !found.iter().any(|other| other.key == change.key)).collect::<Vec<_>>());
+        }
+        let Some((first, others)) = found.split_first() else { return error };
+        let others: Vec<String> = others.iter().map(|c| format!("{} = {}, was {}", c.key, c.is, c.was)).collect();
+        let others = if others.is_empty() { String::new() } else { format!(" (and {})", others.join("; ")) };
+        let said = said.map(|said| format!("; {said}")).unwrap_or_default();
+        let way_out = "set it back, or choose another `output`";
+        let was = &first.was;
+        Error::config(&first.key, &first.is, format!("the run was started with {was}{others}; {way_out}{said}"))
     }
 
     /// Writes `resolved.toml`.
@@ -59,12 +121,48 @@ impl OutputClaim {
     }
 }
 
-/// Refuses a directory that holds a run.
-pub(crate) fn refuse_other_run(path: &Path) -> Result<()> {
-    match MARKS.iter().find(|mark| path.join(mark).exists()) {
-        Some(mark) => {
-            let way_out = "continue it with --resume, or choose another `output`";
-            Err(Error::output(path, format!("holds another run ({mark}); {way_out}")))
+/// Refuses to begin a run in a directory that holds another or a model, or that is a part of another.
+pub(crate) fn check_new(path: &Path) -> Result<()> {
+    let whole = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
+    let part = |dir: &Path| dir.file_name().is_some_and(|name| name == "final" || name == "checkpoints");
+    let of_run = |dir: &Path| part(dir) && dir.parent().is_some_and(|run| run.join(RESOLVED).is_file());
+    if let Some(above) = whole.ancestors().position(of_run) {
+        // As it was written, as far as it was.
+        let run = [path, &whole]
+            .into_iter()
+            .find_map(|path| path.ancestors().nth(above + 1).filter(|run| *run != Path::new("")));
+        let run = run.unwrap_or(path);
+        let reason = format!("is a part of the run in {}; choose another `output`", run.display());
+        return Err(Error::output(path, reason));
+    }
+    if let Some(mark) = MARKS.iter().find(|mark| path.join(mark).exists()) {
+        let way_out = "continue it with --resume, or choose another `output`";
+        return Err(Error::output(path, format!("holds another run ({mark}); {way_out}")));
+    }
+    match MODEL.iter().find(|mark| path.join(mark).exists()) {
+        Some(mark) => Err(Error::output(path, format!("holds a model ({mark}); choose another `output`"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses to continue what is no run: most often the name of the output is misspelt. An empty directory is what a process
+/// leaves that was killed before its first line.
+///
+/// # Errors
+/// If `path` is not there, or holds something but no run.
+pub fn check_resumable(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Err(Error::output(path, "there is no run to continue; leave out --resume to start one"));
+    }
+    if path.join(RESOLVED).is_file() {
+        return Ok(());
+    }
+    let mut names =
+        fs::read_dir(path).map_err(|e| Error::io(path, e))?.filter_map(|entry| Some(entry.ok()?.file_name()));
+    match names.find(|name| name.to_str().is_none_or(|name| !is_leftover(name))) {
+        Some(_) => {
+            let way_out = "name the run's folder in `output`, or leave out --resume to start one in a new folder";
+            Err(Error::output(path, format!("holds no run to continue ({RESOLVED} is missing); {way_out}")))
         }
         None => Ok(()),
     }
@@ -92,12 +190,49 @@ fn lock(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Compares with the run that is there: what may not change is an error, what may is told.
-fn changes(path: &Path, resolved: &Resolved) -> Result<Vec<String>> {
+/// A key that has another value than the run was started with.
+#[derive(Clone, Debug)]
+struct Change {
+    key: String,
+    was: String,
+    is: String,
+}
+
+impl Change {
+    fn in_words(&self) -> String {
+        let Self { key, was, is } = self;
+        match key.as_str() {
+            "adapter.init" if !self.of_kept_init() => {
+                format!("note: {key} was {was} and is {is}, which counts at the start of a run only")
+            }
+            _ => format!("note: {key} was {was} and is {is} from here on"),
+        }
+    }
+
+    fn of_kept_init(&self) -> bool {
+        self.key == "adapter.init" && [&self.was, &self.is].contains(&&KEPT_INIT.to_owned())
+    }
+
+    /// Whether another value can make it another adapter, or other data.
+    fn decides(&self) -> bool {
+        self.of_kept_init() || !FREE.contains(&self.key.as_str())
+    }
+}
+
+/// Compares with the run that is there: what may not change is an error.
+fn changes(path: &Path, resolved: &Resolved) -> Result<Vec<Change>> {
     let Some(Value::Table(before)) = earlier(path).and_then(|mut table| table.remove("run")) else {
         return Ok(vec![]);
     };
     let Ok(Value::Table(now)) = Value::try_from(&resolved.run) else { return Ok(vec![]) };
+    if before.contains_key("adapter") != now.contains_key("adapter") {
+        let (is, was) = match now.contains_key("adapter") {
+            true => ("(a section)", "without [adapter]: it trains all of the model"),
+            false => ("(missing)", "with [adapter]: it trains one beside the model"),
+        };
+        let reason = format!("the run was started {was}; set it back, or choose another `output`");
+        return Err(Error::config("adapter", is, reason));
+    }
     let (before, now) = (flat(&before), flat(&now));
     let mut keys: Vec<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
     keys.sort();
@@ -105,19 +240,20 @@ fn changes(path: &Path, resolved: &Resolved) -> Result<Vec<String>> {
     let value_in = |list: &[(String, String)], key: &str| {
         list.iter().find(|(k, _)| k == key).map_or_else(|| "unset".to_owned(), |(_, value)| value.clone())
     };
-    let mut told = vec![];
-    for key in keys.into_iter().filter(|key| !PLACES.contains(&key.as_str())) {
+    let mut changes = vec![];
+    for key in keys.into_iter().filter(|key| *key != "output") {
         let (was, is) = (value_in(&before, key), value_in(&now, key));
         if was == is {
             continue;
         }
-        if FIXED.iter().any(|fixed| key == fixed || (fixed.ends_with('.') && key.starts_with(fixed))) {
+        let fixed = FIXED.iter().any(|fixed| key == fixed || (fixed.ends_with('.') && key.starts_with(fixed)));
+        if fixed && !PLACES.contains(&key.as_str()) {
             let reason = format!("the run was started with {was}; set it back, or choose another `output`");
             return Err(Error::config(key, is, reason));
         }
-        told.push(format!("note: {key} was {was} and is {is} from here on"));
+        changes.push(Change { key: key.clone(), was, is });
     }
-    Ok(told)
+    Ok(changes)
 }
 
 /// Every value by its dotted key.
@@ -223,11 +359,34 @@ mod tests {
     #[test]
     fn a_directory_with_any_part_of_a_run_is_refused() {
         let dir = tempfile::tempdir().expect("a folder");
-        refuse_other_run(dir.path()).expect("empty");
-        refuse_other_run(&dir.path().join("none")).expect("not there");
+        check_new(dir.path()).expect("empty");
+        check_new(&dir.path().join("none")).expect("not there");
         fs::create_dir(dir.path().join("checkpoints")).expect("made");
-        let message = refuse_other_run(dir.path()).expect_err("a run").to_string();
+        let message = check_new(dir.path()).expect_err("a run").to_string();
         assert!(message.contains("--resume") && message.contains("checkpoints"), "{message}");
+        fs::write(dir.path().join(RESOLVED), "").expect("written");
+        for part in ["final", "final/again", "checkpoints/step-4"] {
+            let message = check_new(&dir.path().join(part)).expect_err("a part of a run").to_string();
+            assert!(message.contains("a part of the run"), "{message}");
+        }
+        let model = tempfile::tempdir().expect("a folder");
+        fs::write(model.path().join("config.json"), "{}").expect("written");
+        let message = check_new(model.path()).expect_err("a model").to_string();
+        assert!(message.contains("holds a model (config.json)"), "{message}");
+    }
+
+    #[test]
+    fn only_a_run_or_what_a_kill_left_is_continued() {
+        let dir = tempfile::tempdir().expect("a folder");
+        check_resumable(&dir.path().join("none")).expect_err("not there");
+        check_resumable(dir.path()).expect("empty");
+        fs::write(dir.path().join(".resolved.toml.tmp-9-4"), "").expect("written");
+        check_resumable(dir.path()).expect("killed while it wrote its first file");
+        fs::write(dir.path().join("notes.txt"), "").expect("written");
+        let message = check_resumable(dir.path()).expect_err("no run").to_string();
+        assert!(message.contains("holds no run to continue") && message.contains("--resume"), "{message}");
+        fs::write(dir.path().join(RESOLVED), "").expect("written");
+        check_resumable(dir.path()).expect("a run");
     }
 
     #[test]

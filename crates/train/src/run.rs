@@ -11,6 +11,7 @@ use tallow_models::{Checkpoint, ModelConfig, Preset, QuantizedBase, parse_config
 use tallow_nn::{Fill, Pack, ParamSpec, RandomInit, plan_params};
 use tallow_tokenizer::Tokenizer;
 
+use crate::added;
 use crate::checkpoint::{Artifact, Checkpoints};
 use crate::config::{
     AdapterKind, AdapterSection, InitSetting, ObjectiveKind, RunConfig, TokenizerSection, adapter_error,
@@ -79,7 +80,7 @@ impl Run {
         config.validate()?;
         let output = RunConfig::at(base, config.output.as_deref().unwrap_or(Path::new("")));
         if !resume {
-            output::refuse_other_run(&output)?;
+            output::check_new(&output)?;
         }
         let silent: &mut dyn FnMut(&str) = &mut |_| ();
         let progress = progress.unwrap_or(silent);
@@ -123,6 +124,7 @@ impl Run {
             }
         }
         let vocab = Vocabulary::of(&train, &config, tokenizer.as_ref())?;
+        notices.extend(added::counted(&config.tokenizer, tokenizer.as_ref(), &train)?);
         if let Some(valid) = &validation {
             vocab.check(valid, "data.valid", &config.data.valid)?;
             // Data with nothing to predict is found now, not at the first validation.

@@ -82,6 +82,8 @@ pub struct Trainer {
     state: TrainState,
     device: Device,
     started: Instant,
+    /// See [`StepRecord::memory`].
+    most_memory: u64,
 }
 
 /// No weight of a working model comes near.
@@ -133,7 +135,20 @@ impl Trainer {
         let scored_on = validation.as_ref().map(Validation::identity);
         let state = TrainState { scored_on, ..TrainState::new(&loader) };
         let started = Instant::now();
-        Ok(Self { resolved, store, model, optimizer, loader, validation, checkpoints, anomaly, state, device, started })
+        Ok(Self {
+            resolved,
+            store,
+            model,
+            optimizer,
+            loader,
+            validation,
+            checkpoints,
+            anomaly,
+            state,
+            device,
+            started,
+            most_memory: 0,
+        })
     }
 
     /// The parameters.
@@ -219,6 +234,7 @@ impl Trainer {
             }
             self.advance(&batch, skipped);
             let seconds = started.elapsed().as_secs_f64();
+            self.most_memory = self.most_memory.max(memory::anonymous().unwrap_or(0));
             let record = StepRecord { data_wait_s, ..self.record(sums, lr, grad_norm, seconds, skipped) };
             self.tell(observer, Event::Step(&record))?;
             let last = self.state.step == total;
@@ -380,7 +396,7 @@ impl Trainer {
             tokens_per_s,
             data_wait_s: 0.0,
             mfu: self.resolved.peak_flops.map(|peak| tokens_per_s * self.resolved.flops_per_token / peak),
-            memory: memory::peak_resident().unwrap_or(0),
+            memory: self.most_memory,
             elapsed_s: self.state.elapsed_before + self.started.elapsed().as_secs_f64(),
             skipped,
         }

@@ -30,8 +30,8 @@ Examples:
   llama-cli -m SmolLM2-135M-Instruct.Q4_1.gguf --lora tuned.gguf
   tallow chat --model SmolLM2-135M-Instruct.Q4_1.gguf --adapter tuned.gguf
 
-A quantized model is dequantized. Whole models are not written as GGUF yet. An adapter that is more than LoRA matrices (DoRA, modules trained whole) has no such
-form: use `tallow merge`.")]
+A quantized model is dequantized. Whole models are not written as GGUF yet. An adapter that is more than LoRA matrices (DoRA,
+added tokens, modules trained whole) has no such form: `tallow merge` writes a model with it, as safetensors.")]
 pub struct ConvertArgs {
     /// The model, or the one that the adapter was made for
     #[arg(long, value_name = "MODEL")]
@@ -59,7 +59,9 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
         (Format::Gguf, Some(adapter)) => adapter_to_gguf(&args.model, adapter, &args.out, TEXT)?,
         (Format::Safetensors, None) => to_safetensors(&args.model, &args.out, TEXT)?,
         (Format::Gguf, None) => {
-            let hint = "whole models are not written as GGUF yet; name the adapter to convert with --adapter";
+            let hint = "whole models are not written as GGUF yet, only adapters (--adapter) that are LoRA matrices and nothing \
+                        else; --to safetensors writes a Hugging Face directory, of which llama.cpp's convert_hf_to_gguf.py \
+                        makes a GGUF file";
             return Err(exit::usage(format!("--to gguf: {hint}")));
         }
         (Format::Safetensors, Some(_)) => {

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Args;
 use serde_json::json;
 use tallow_train::progress::{format_bytes, format_count, format_duration, several};
-use tallow_train::{Largest, Run, memory};
+use tallow_train::{ActivationCheckpointing, Largest, Run, memory};
 
 use super::pretrain::{Job, RunFile, peak_flops};
 
@@ -82,15 +82,21 @@ pub fn run(args: PlanArgs) -> anyhow::Result<()> {
             "peak_flops": peak,
             "expected_s": seconds,
             "largest": largest,
+            "notes": run.notices(),
         });
         writeln!(std::io::stdout(), "{plan}")?;
-        return Ok(());
+    } else {
+        print_plan(&run, flops, peak, seconds, available)?;
+        if let Some(largest) = largest.filter(|largest| largest.fits) {
+            print_largest(&run, largest)?;
+        }
     }
-    print_plan(&run, flops, peak, seconds, available)?;
-    if let Some(largest) = largest {
-        print_largest(&run, largest)?;
+    match largest.filter(|largest| !largest.fits) {
+        // Of a memory that was named it is the answer; what is free now may be more by the time that the run starts.
+        Some(largest) if args.memory.is_some() => Err(anyhow::anyhow!(does_not_fit(&run, largest))),
+        Some(largest) if !args.json => Ok(writeln!(std::io::stdout(), "{}", does_not_fit(&run, largest))?),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn print_plan(run: &Run, flops: f64, peak: f64, seconds: f64, available: Option<u64>) -> std::io::Result<()> {
@@ -136,38 +142,50 @@ fn print_plan(run: &Run, flops: f64, peak: f64, seconds: f64, available: Option<
         EXPECTED_SHARE * 100.0,
         peak / 1e9
     )?;
-    if available.is_some_and(|bytes| bytes < memory.total()) {
-        writeln!(
-            out,
-            "This does not fit. Smaller train.micro_batch_size or activation_checkpointing = \"blocks\" need less."
-        )?;
-    }
-    Ok(())
+    run.notices().iter().try_for_each(|notice| writeln!(out, "{notice}"))
 }
 
-/// One line: whether it fits, and what each could be with all else as it is.
+/// That a run does not fit, and with which other size it would.
+fn does_not_fit(run: &Run, largest: Largest) -> String {
+    let resolved = &run.resolved;
+    let (needed, memory) = (format_bytes(resolved.memory.total()), format_bytes(largest.memory));
+    let rank = largest.rank.filter(|_| run.adapter().is_some());
+    // As many as divide the batch as it is.
+    let batch = resolved.run.train.batch_size;
+    let dividing = |most: usize| (1..=most.min(batch)).rev().find(|rows| batch.is_multiple_of(*rows));
+    let rows = largest.micro_batch_size.and_then(dividing).map(|rows| format!("train.micro_batch_size = {rows}"));
+    let context = largest.context_length.map(|tokens| format!("data.context_length = {tokens}"));
+    let fitting: Vec<String> =
+        [rows, context, rank.map(|rank| format!("adapter.rank = {rank}"))].into_iter().flatten().collect();
+    let blocks = match resolved.run.train.activation_checkpointing {
+        ActivationCheckpointing::None => "; train.activation_checkpointing = \"blocks\" needs less",
+        ActivationCheckpointing::Blocks => "",
+    };
+    let way_out = match fitting.as_slice() {
+        [] => {
+            let rank = if run.adapter().is_some() { " or rank" } else { "" };
+            format!("no smaller train.micro_batch_size, data.context_length{rank} alone makes it fit")
+        }
+        sizes => format!("it would with {}, each with all else as it is", sizes.join(", or ")),
+    };
+    format!("does not fit in {memory}: it takes {needed}; {way_out}{blocks}")
+}
+
+/// One line of a run that fits: what each could be with all else as it is.
 fn print_largest(run: &Run, largest: Largest) -> std::io::Result<()> {
     let (memory, at_bound) = (format_bytes(largest.memory), largest.at_bound);
     let marked = |bound: bool, why: &str| if bound { format!(" ({why})") } else { String::new() };
-    let rows = match largest.micro_batch_size {
-        Some(rows) => format!("{rows} rows at once{}", marked(at_bound.micro_batch_size, "the most that is tried")),
-        None => "not even 1 row at once".to_owned(),
-    };
-    let context = match largest.context_length {
-        Some(tokens) => format!("context {tokens}{}", marked(at_bound.context_length, "the most that the model has")),
-        None => "not even context 1".to_owned(),
-    };
-    let rank = match (run.adapter(), largest.rank) {
-        (None, _) => String::new(),
-        (_, Some(rank)) => format!(", or rank {rank}{}", marked(at_bound.rank, "the most that its matrices have")),
-        (_, None) => ", not even rank 1".to_owned(),
-    };
-    let verdict = match largest.fits {
-        true => format!("fits         in {memory}"),
-        false => format!("does not fit in {memory}, since it takes {}", format_bytes(run.resolved.memory.total())),
-    };
+    // What fits as it is fits with these, which are at least as large.
+    let rows = largest.micro_batch_size.unwrap_or(run.resolved.micro_batch_size);
+    let rows = format!("{rows} rows at once{}", marked(at_bound.micro_batch_size, "the most that is tried"));
+    let context = largest.context_length.unwrap_or(run.resolved.run.data.context_length);
+    let context = format!("context {context}{}", marked(at_bound.context_length, "the most that the model has"));
+    let rank = largest.rank.filter(|_| run.adapter().is_some());
+    let rank = rank.map(|rank| format!(", or rank {rank}{}", marked(at_bound.rank, "the most that its matrices have")));
+    let rank = rank.unwrap_or_default();
     writeln!(
         std::io::stdout(),
-        "{verdict}; at most {rows} (of a train.batch_size that they divide), or {context}{rank}, each with all else as it is"
+        "fits         in {memory}; at most {rows} (of a train.batch_size that they divide), or {context}{rank}, each with all \
+         else as it is"
     )
 }

@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tallow::open::{OpenFiles, open_files};
-use tallow_train::{Event, Finish, From, ObjectiveKind, Observer, PrepareRun, Run, RunConfig, Source, TrainDtype};
+use tallow_train::progress::several;
+use tallow_train::{
+    Event, Finish, From, InitSetting, ObjectiveKind, Observer, OutputClaim, PrepareRun, Resolved, Run, RunConfig,
+    Source, TrainDtype,
+};
 
 use crate::exit;
 use crate::interrupt::Interrupt;
@@ -67,30 +71,104 @@ impl RunFile {
             return Err(exit::usage(format!("a run file is needed: {hint}")));
         };
         if !path.is_file() {
-            let hint = format!("write one with `{example}`");
-            return Err(exit::usage(format!("{}: there is no such file; {hint}", path.display())));
+            let what = not_a_file(path);
+            return Err(exit::usage(format!("{}: {what}; write one with `{example}`", path.display())));
         }
         let source = Source::read(path, &self.set)?;
-        let finetunes = match job {
-            Job::Pretrain => false,
-            Job::Finetune | Job::Preview => true,
-            Job::Plan => source.config()?.adapter.is_some(),
-        };
+        let base = path.parent().unwrap_or(Path::new(""));
         for note in source.notes() {
             terminal::line(&note);
         }
+        let finetunes = match job {
+            Job::Pretrain => false,
+            Job::Finetune | Job::Preview => true,
+            Job::Plan => is_finetuning(&source, base)?,
+        };
         let source = if finetunes { source.with_default("objective.kind", "sft") } else { source };
-        let base = path.parent().unwrap_or(Path::new(""));
         let run = source.config().and_then(|config| {
             job.check(&config)?;
             config.validate()?;
             if resume {
                 job.check_resumable(&config, base)?;
             }
+            if finetunes {
+                rate_notes(&source, &config).iter().for_each(|note| terminal::line(note));
+            }
             prepare(config, base, resume)
         });
         // Every error of a key, from wherever it comes, says where the key was written.
         Ok(run.map_err(|error| source.locate(error))?)
+    }
+}
+
+/// What is at `path` where a run file is expected.
+fn not_a_file(path: &Path) -> String {
+    let has = |name: &str| path.join(name).is_file();
+    if !path.exists() {
+        return "there is no such file".into();
+    }
+    if has("resolved.toml") {
+        return "is the folder of a run; name the run file that it was started with".into();
+    }
+    if has("config.json") || has("adapter_config.json") {
+        return format!(
+            "is the folder of a model; name a run file with [model] from = {:?}",
+            path.display().to_string()
+        );
+    }
+    "is a folder; a run file is needed".into()
+}
+
+/// Whether `tallow plan` is asked about a run of `tallow finetune`: an adapter is, and an existing model is unless its data can
+/// only be text. Says what it takes it for where both commands could run it.
+fn is_finetuning(source: &Source, base: &Path) -> tallow_train::Result<bool> {
+    let config = source.config()?;
+    if config.adapter.is_some() || config.model.from.is_none() || source.says("objective.kind") {
+        return Ok(config.adapter.is_some() || config.objective.kind != ObjectiveKind::Causal);
+    }
+    let finetunes = config.data.train.is_empty() || !config.data.train.iter().all(|path| is_text(&base.join(path)));
+    terminal::line(match finetunes {
+        true => "note: planned as `tallow finetune` runs it; for `tallow pretrain` add --set objective.kind=causal",
+        false => {
+            "note: planned as `tallow pretrain` runs it, since data.train is text; for `tallow finetune` add --set objective.kind=sft"
+        }
+    });
+    Ok(finetunes)
+}
+
+/// Whether what is at `path` can only be text, prepared or not, and no examples.
+fn is_text(path: &Path) -> bool {
+    if path.is_dir() {
+        return tallow_data::SplitIndex::read(path).is_ok_and(|index| index.examples.is_none());
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
+    [".txt", ".md", ".text"].iter().any(|extension| name.ends_with(extension))
+}
+
+/// The least learning rate at which OLoRA has been seen to go astray.
+const HIGH_FOR_OLORA: f64 = 5e-4;
+
+/// Learning rates that are meant for another kind of run.
+fn rate_notes(source: &Source, config: &RunConfig) -> Vec<String> {
+    let lr = config.optimizer.lr;
+    match &config.adapter {
+        None if !source.says("optimizer.lr") => {
+            let decay = config.optimizer.weight_decay;
+            let decay = match source.says("optimizer.weight_decay") {
+                true => String::new(),
+                false => format!(" (as is optimizer.weight_decay = {decay}; 0 is usual)"),
+            };
+            vec![format!(
+                "note: optimizer.lr is not set, and {lr:e} is a rate of pretraining{decay}: training all of an existing model \
+                 takes 1e-5 to 5e-5 as a rule"
+            )]
+        }
+        Some(adapter) if adapter.init == InitSetting::Olora && lr >= HIGH_FOR_OLORA => vec![format!(
+            "note: optimizer.lr = {lr:e} is high for adapter.init = \"olora\", whose matrices both have a size from the start: \
+             a run may go astray; 1e-4 to 2e-4 is safer"
+        )],
+        _ => vec![],
     }
 }
 
@@ -136,15 +214,12 @@ impl Job {
 }
 
 impl Job {
-    /// Refuses to continue what is not there: most often the name of the output is misspelt.
+    /// Refuses to continue what is no run.
     fn check_resumable(self, config: &RunConfig, base: &Path) -> tallow_train::Result<()> {
         let Some(output) = config.output.as_deref().map(|output| base.join(output)) else { return Ok(()) };
         match self {
-            Job::Pretrain | Job::Finetune if !output.exists() => {
-                let reason = "there is no run to continue; leave out --resume to start one".to_owned();
-                Err(tallow_train::Error::Output { path: output, reason })
-            }
-            _ => Ok(()),
+            Job::Pretrain | Job::Finetune => tallow_train::check_resumable(&output),
+            Job::Preview | Job::Plan => Ok(()),
         }
     }
 }
@@ -196,10 +271,24 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
     let resolved = run.resolved.clone();
     let mut notices = Notices(vec![run.kind_in_words(), run.data_in_words()]);
     notices.0.extend(run.notices());
-    notices.0.extend(claim.changes().iter().cloned());
     let mut trainer = run.into_trainer()?;
-    let resumed = resume && trainer.resume(&mut notices)?;
-    claim.write_resolved(&resolved)?;
+    let resumed = resume && trainer.resume(&mut notices).map_err(|error| claim.explain(error))?;
+    let final_dir = output.join("final");
+    let done = trainer.step_index();
+    if resumed && done >= resolved.steps {
+        notices.0.push(finished(done, &resolved, &claim));
+        // Fewer are asked for than are done: nothing that is there is to be replaced.
+        if done > resolved.steps && final_dir.exists() {
+            notices.0.iter().for_each(|notice| terminal::line(notice));
+            if json {
+                writeln!(std::io::stdout(), "{}", serde_json::json!({ "final": final_dir }))?;
+            }
+            return Ok(final_dir);
+        }
+    } else {
+        notices.0.extend(claim.changes());
+        claim.write_resolved(&resolved)?;
+    }
     // Metrics without a checkpoint are those of steps that run again.
     let from_step = resume.then(|| trainer.step_index());
     let mut watcher = Watcher::new(&output, &resolved, from_step, json)?;
@@ -217,10 +306,26 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
         return Err(exit::Interrupted.into());
     }
     drawn?;
-    let final_dir = output.join("final");
     trainer.save_final(&final_dir)?;
     watcher.done(&final_dir);
     Ok(final_dir)
+}
+
+/// What is said of a run that has no step left: it is left as it is, but for what a kill may have kept from being written.
+fn finished(done: u64, resolved: &Resolved, claim: &OutputClaim) -> String {
+    let steps = match done == resolved.steps {
+        true => format!("all {} are done", several(done, "step")),
+        false => format!("{} are done, and the run file asks for {}", several(done, "step"), resolved.steps),
+    };
+    let changed = claim.changed_keys().collect::<Vec<_>>().join(", ");
+    let changed = if changed.is_empty() { String::new() } else { format!(" (without effect: {changed})") };
+    let train = &resolved.run.train;
+    let key = match (train.tokens, train.epochs) {
+        (Some(_), _) => "train.tokens",
+        (_, Some(_)) => "train.epochs",
+        _ => "train.steps",
+    };
+    format!("the run is finished: {steps}; nothing is trained, and resolved.toml stays{changed}; to go on, raise {key}")
 }
 
 /// Keeps notices until there is a place to print them.

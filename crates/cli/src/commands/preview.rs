@@ -230,7 +230,9 @@ pub fn show(run: &Run, count: u64, as_json: bool) -> anyhow::Result<()> {
                 true => format!(", the first {} seen both ways", document.prompt),
                 false => String::new(),
             };
-            writeln!(out, "--- {what} {}: {tokens} tokens, {learnt} learnt{both_ways}", number + 1)?;
+            // It stands in no place of the row, since nothing is predicted from it.
+            let last = if tokens > document.places { " (the last is only predicted, and takes no place)" } else { "" };
+            writeln!(out, "--- {what} {}: {tokens} tokens{last}, {learnt} learnt{both_ways}", number + 1)?;
             writeln!(out, "{}", marks.text(&document.tokens, tokenizer)?)?;
         }
     }

@@ -87,6 +87,11 @@ impl RecordReader {
         Self { wanted, alpaca, known, unread, first: None }
     }
 
+    /// Notes a column of a table that is left out before there are records.
+    pub(crate) fn note_column(&mut self, column: &str, line: u64) {
+        self.unread.note(column, line, || near(column, columns()));
+    }
+
     /// The example that a record holds; `None` for a blank text.
     pub(crate) fn read(&mut self, record: Value, line: u64) -> Result<Option<Content>> {
         let Value::Object(mut record) = record else {

@@ -197,13 +197,14 @@ impl ChatReport {
     pub fn problems(&self) -> String {
         let mut lines = vec![];
         let parts = [
-            (&self.dropped, "were longer than max_tokens and left out"),
-            (&self.truncated, "were longer than max_tokens and cut short"),
-            (&self.nothing_learnt, "had nothing to learn and were left out"),
-            (&self.refused, "were refused by the template and left out"),
+            (&self.dropped, "longer than max_tokens and left out"),
+            (&self.truncated, "longer than max_tokens and cut short"),
+            (&self.nothing_learnt, "without anything to learn and left out"),
+            (&self.refused, "refused by the template and left out"),
         ];
         for (part, what) in parts.into_iter().filter(|(part, _)| part.examples > 0) {
-            lines.push(format!("{} examples {what} ({} tokens lost):", part.examples, part.tokens));
+            let were = if part.examples == 1 { "example was" } else { "examples were" };
+            lines.push(format!("{} {were} {what} ({} tokens lost):", part.examples, part.tokens));
             lines.extend(part.first.iter().map(|place| format!("  {place}")));
         }
         lines.extend(Some(self.read.problems()).filter(|p| !p.is_empty()));

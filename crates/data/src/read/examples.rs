@@ -89,7 +89,7 @@ impl ParseLine for RecordReader {
     type Item = Content;
 
     fn parse(&mut self, json: &[u8], line: u64) -> std::result::Result<Option<Content>, String> {
-        self.read(parse_json(json).map_err(|e| json_reason(&e))?, line)
+        self.read(parse_json(json).map_err(|e| json_reason(json, &e, "{\"messages\": [..]}"))?, line)
     }
 }
 

@@ -64,9 +64,20 @@ impl<P: ParseLine> JsonRecords<P> {
     }
 }
 
-/// What serde_json says of one line. It counts lines within what it was given: always 1 here, and the column says enough.
-pub(super) fn json_reason(error: &serde_json::Error) -> String {
-    error.to_string().replace(" at line 1 column", ", at column")
+/// What is wrong with a line that is no record: what it is instead, else what serde_json says. That counts lines within what it
+/// was given: always 1 here, and the column says enough.
+pub(super) fn json_reason(json: &[u8], error: &serde_json::Error, such_as: &str) -> String {
+    let each = format!("each line holds one, e.g. {such_as}");
+    let said = error.to_string().replace(" at line 1 column", ", at column");
+    match json.first() {
+        Some(b'[') => format!("is a list, not a record: {each}, with no brackets around all of them"),
+        Some(b'{') if error.is_eof() => format!("the record does not end on its line ({said}): {each}"),
+        Some(b'{') => said,
+        _ => {
+            let shown: String = String::from_utf8_lossy(json).chars().take(20).collect();
+            format!("is no JSON object (it begins with {shown:?}): {each}")
+        }
+    }
 }
 
 impl<P: ParseLine> Records<P::Item> for JsonRecords<P> {
@@ -120,9 +131,10 @@ impl ParseLine for TextField {
     type Item = String;
 
     fn parse(&mut self, json: &[u8], _line: u64) -> Result<Option<String>, String> {
-        let mut json = serde_json::Deserializer::from_slice(json);
-        let text = FieldSeed { field: &self.0 }.deserialize(&mut json).and_then(|t| json.end().map(|()| t));
-        text.map(|text| Some(text).filter(|t| !t.trim().is_empty())).map_err(|e| json_reason(&e))
+        let mut parser = serde_json::Deserializer::from_slice(json);
+        let text = FieldSeed { field: &self.0 }.deserialize(&mut parser).and_then(|t| parser.end().map(|()| t));
+        text.map(|text| Some(text).filter(|t| !t.trim().is_empty()))
+            .map_err(|e| json_reason(json, &e, &format!("{{\"{}\": \"..\"}}", self.0)))
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct RowRecords {
     records: RecordReader,
     cap: usize,
     rows: Option<RowIter<'static>>,
+    /// Columns that are not read.
+    unread: Vec<String>,
     row: u64,
     over: bool,
 }
@@ -39,18 +41,28 @@ impl From<ParquetError> for Failure {
 
 impl RowRecords {
     pub(super) fn new(file: File, records: RecordReader, options: &ReadOptions) -> Self {
-        Self { file: Some(file), records, cap: options.max_document_bytes, rows: None, row: 0, over: false }
+        Self {
+            file: Some(file),
+            records,
+            cap: options.max_document_bytes,
+            rows: None,
+            unread: vec![],
+            row: 0,
+            over: false,
+        }
     }
 
     fn next_row(&mut self) -> Result<Option<Row>, Failure> {
         if let Some(file) = self.file.take() {
-            self.rows = Some(open(file)?);
+            let (rows, unread) = open(file)?;
+            (self.rows, self.unread) = (Some(rows), unread);
         }
         Ok(self.rows.as_mut().and_then(Iterator::next).transpose()?)
     }
 
     fn record(&mut self, row: Row) -> Record<Content> {
         let line = self.row;
+        self.unread.iter().for_each(|column| self.records.note_column(column, line));
         let mut bytes = 0;
         let value = object(row, &mut bytes).and_then(|value| match bytes > self.cap {
             true => Err(format!("the row is longer than {} bytes (max_document_bytes)", self.cap)),
@@ -64,18 +76,20 @@ impl RowRecords {
     }
 }
 
-fn open(file: File) -> Result<RowIter<'static>, Failure> {
+/// The rows of a table, of the columns that may matter, and the names of the others.
+fn open(file: File) -> Result<(RowIter<'static>, Vec<String>), Failure> {
     let reader = SerializedFileReader::new(file)?;
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
     let root = schema.root_schema();
-    let of_use = |field: &&Arc<Type>| columns().any(|name| name == field.name());
-    let fields: Vec<_> = root.get_fields().iter().filter(of_use).cloned().collect();
+    let of_use = |field: &Arc<Type>| columns().any(|name| name == field.name());
+    let (fields, others): (Vec<_>, Vec<_>) = root.get_fields().iter().cloned().partition(of_use);
     if fields.is_empty() {
         let names: Vec<_> = root.get_fields().iter().take(20).map(|f| f.name()).collect();
         return Err(Failure::Columns(format!("no column of any known shape; there are: {}", names.join(", "))));
     }
     let projection = Type::group_type_builder(root.name()).with_fields(fields).build()?;
-    Ok(RowIter::from_file_into(Box::new(reader)).project(Some(projection))?)
+    let unread = others.iter().map(|field| field.name().to_owned()).collect();
+    Ok((RowIter::from_file_into(Box::new(reader)).project(Some(projection))?, unread))
 }
 
 impl Records<Content> for RowRecords {

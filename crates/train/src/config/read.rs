@@ -6,6 +6,7 @@ use serde_path_to_error::Segment;
 use toml::de::DeTable;
 
 use super::RunConfig;
+use crate::reference::key_names;
 use crate::{Error, Result};
 
 /// The longest part of a value that a message shows.
@@ -58,6 +59,12 @@ impl Source {
         self
     }
 
+    /// Whether the file or `--set` gives `key` a value.
+    pub fn says(&self, key: &str) -> bool {
+        let said = Self { defaults: vec![], ..self.clone() };
+        said.table().is_ok_and(|table| written(&table, key).is_some())
+    }
+
     /// The configuration that it amounts to.
     ///
     /// # Errors
@@ -72,13 +79,13 @@ impl Source {
                 return Err(self.locate(Error::config(&format!("model.{key}"), "", reason)));
             }
         }
-        serde_path_to_error::deserialize(table).map_err(|error| {
+        serde_path_to_error::deserialize(table.clone()).map_err(|error| {
             let keys = error.path().iter().filter_map(|segment| match segment {
                 Segment::Map { key } => Some(key.as_str()),
                 _ => None,
             });
             let key = keys.collect::<Vec<_>>().join(".");
-            let reason = reason(error.inner().message());
+            let reason = reason(error.inner().message(), &key, written(&table, &key).as_deref());
             self.locate(Error::config(&key, "", reason))
         })
     }
@@ -189,24 +196,62 @@ fn named(error: Error) -> Error {
     }
 }
 
-/// What a person calls it, with the nearest of the keys that serde says it expected.
-fn reason(message: &str) -> String {
+/// What is known by the name of a kind but is set by another key: key, value, and the way to it.
+const MEANT: [(&str, &str, &str); 10] = [
+    ("adapter.kind", "qlora", "QLoRA is lora beside a quantized base: set adapter.quantize = \"nf4\""),
+    ("adapter.kind", "olora", "OLoRA is a way for lora to start: set adapter.init = \"olora\""),
+    ("adapter.kind", "pissa", "PiSSA is not there; adapter.init = \"olora\" starts within the matrix as well"),
+    ("adapter.kind", "rslora", "rsLoRA is lora with another scale: set adapter.rslora = true"),
+    ("adapter.kind", "lora+", "LoRA+ is lora with two learning rates: set adapter.lr_ratio = 16"),
+    ("adapter.kind", "qdora", "it is dora beside a quantized base: set adapter.quantize = \"nf4\""),
+    ("adapter.kind", "full", "without the section [adapter] all of the model is trained"),
+    ("adapter.kind", "none", "without the section [adapter] all of the model is trained"),
+    ("adapter.init", "pissa", "PiSSA is not there; the nearest is `olora`, which starts within the matrix as well"),
+    ("adapter.init", "default", "PEFT's default is `kaiming`"),
+];
+
+/// What a person calls it, with the nearest of the keys that serde says it expected. `written` is what stands at `key`, as TOML.
+fn reason(message: &str, key: &str, written: Option<&str>) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     match (message.split(' ').next(), quoted.next()) {
-        (Some("unknown"), Some(unknown)) if message.starts_with("unknown field") => {
-            format!("there is no such key; the nearest is `{}`", nearest(unknown, quoted))
-        }
+        (Some("unknown"), Some(unknown)) if message.starts_with("unknown field") => match elsewhere(unknown) {
+            Some(key) => format!("there is no such key; the nearest is `{key}`"),
+            None => format!("there is no such key; the nearest is `{}`", nearest(unknown, quoted)),
+        },
         (Some("unknown"), Some(unknown)) => {
             let known: Vec<&str> = quoted.collect();
-            let near = nearest(unknown, known.iter().copied());
-            format!("must be one of {}; the nearest is `{near}`", known.join(", "))
+            let meant = MEANT.iter().find(|(k, value, _)| *k == key && value.eq_ignore_ascii_case(unknown));
+            let near = match meant {
+                Some((.., way)) => (*way).to_owned(),
+                None => format!("the nearest is `{}`", nearest(unknown, known.iter().copied())),
+            };
+            format!("must be one of {}; {near}", known.join(", "))
         }
+        (Some("invalid"), _) if message.ends_with("expected a sequence") => {
+            let (leaf, value) = (key.rsplit('.').next().unwrap_or(key), written.unwrap_or("\"..\""));
+            format!("must be a list, e.g. {leaf} = [{value}]")
+        }
+        (Some("invalid"), _) if message.ends_with("expected an array of length 2") => {
+            "must be a list of two numbers, e.g. [0.9, 0.95]".into()
+        }
+        (Some("invalid"), _) if message.ends_with("expected a map") => {
+            let leaf = key.rsplit('.').next().unwrap_or(key);
+            format!("must be a table, e.g. {leaf} = {{ q_proj = 8 }}")
+        }
+        _ if message.contains("TargetsSetting") => "must be text or a list of texts, e.g. \"all-linear\"".into(),
         _ => {
             let expected = [("usize", "a whole number"), ("u64", "a whole number"), ("f64", "a number")];
             let found = expected.iter().find_map(|(rust, said)| Some((message.strip_suffix(rust)?, said)));
             found.map_or_else(|| message.trim().to_owned(), |(start, said)| format!("{start}{said}"))
         }
     }
+}
+
+/// The one key of the run file that has this name, in whatever section.
+fn elsewhere(name: &str) -> Option<String> {
+    let mut found = key_names().into_iter().filter(|key| key.rsplit('.').next() == Some(name));
+    let first = found.next()?;
+    found.next().is_none().then_some(first)
 }
 
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
@@ -305,6 +350,34 @@ mod tests {
         let message = error("[model]\nhidden_size = 8\npreset = 5\n", &[]);
         assert!(message.starts_with("run.toml:3: `model.preset` = 5: must be text"), "{message}");
         assert!(error("[data]\ntrain = [1]\n", &[]).starts_with("run.toml:2: `data.train` = [1]: "));
+        let message = error("", &["data.train=chat.jsonl"]);
+        assert_eq!(message, "--set `data.train` = \"chat.jsonl\": must be a list, e.g. train = [\"chat.jsonl\"]");
+        assert!(error("[adapter]\nranks = 4\n", &[]).contains("must be a table, e.g. ranks = {"));
+        assert!(error("[optimizer]\nbetas = 0.9\n", &[]).contains("must be a list of two numbers"));
+        assert!(error("[adapter]\ntargets = 4\n", &[]).contains("must be text or a list of texts"));
+    }
+
+    #[test]
+    fn what_is_set_by_another_key_is_told_where() {
+        for (set, told) in [
+            ("rank=4", "--set `rank` = 4: there is no such key; the nearest is `adapter.rank`"),
+            ("train.lr=4", "--set `train.lr` = 4: there is no such key; the nearest is `optimizer.lr`"),
+            (
+                "adapter.kind=qlora",
+                "must be one of lora, dora; QLoRA is lora beside a quantized base: set adapter.quantize",
+            ),
+            ("adapter.kind=OLoRA", "set adapter.init = \"olora\""),
+            ("adapter.kind=pissa", "adapter.init = \"olora\" starts within the matrix"),
+            ("adapter.init=pissa", "the nearest is `olora`"),
+            ("adapter.quantize=int8", "the nearest is `q8_0`"),
+            ("adapter.quantize=4bit", "the nearest is `nf4`"),
+            ("adapter.quantize=fp16", "the nearest is `none`"),
+        ] {
+            let message = error("", &[set]);
+            assert!(message.contains(told), "{set}: {message}");
+        }
+        // Of several sections: only the nearest of where it stands can be meant.
+        assert!(error("", &["train.every=4"]).contains("the nearest is `"));
     }
 
     #[test]
