@@ -139,12 +139,14 @@ impl MemoryPlan {
         };
         let block = (config.block_activations() as u64 + held.adapter_activations) * tokens * element;
         let input = shape.hidden_size as u64 * tokens * element;
-        let kept = match step.checkpointing {
-            ActivationCheckpointing::None => shape.num_layers as u64 * block,
-            ActivationCheckpointing::Blocks => shape.num_layers as u64 * input + block,
+        // A block that is computed anew is held in its backward only, when the head's memory is free again.
+        let (kept, anew) = match step.checkpointing {
+            ActivationCheckpointing::None => (shape.num_layers as u64 * block, 0),
+            ActivationCheckpointing::Blocks => (shape.num_layers as u64 * input, block),
         };
-        // In a block's backward at most: gradients of the three feed-forward tensors and of the residual stream.
-        let in_block = (3 * shape.intermediate_size + 4 * shape.hidden_size) as u64 * tokens * element;
+        // In a block's backward at most: gradients of the feed-forward tensors, of which the product's is freed as they come, and
+        // of the residual stream.
+        let in_block = anew + (2 * shape.intermediate_size + 2 * shape.hidden_size) as u64 * tokens * element;
         let in_head = tallow_ops::cross_entropy_workspace(
             tokens as usize,
             shape.hidden_size,
