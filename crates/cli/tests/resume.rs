@@ -353,6 +353,9 @@ fn checkpoints_are_gone_on_from_without_the_resolved_run_file() {
     let message = String::from_utf8_lossy(&on.stderr);
     assert!(message.contains("continuing at step 4"), "{message}");
     assert!(out.join("resolved.toml").is_file());
+    fs::remove_file(out.join("resolved.toml")).expect("removed");
+    stdout(&pretrain(dir.path(), &["train.steps=6"], &["--resume"]));
+    assert!(out.join("resolved.toml").is_file(), "of a finished run too");
 }
 
 #[test]

@@ -291,6 +291,9 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
     let done = trainer.step_index();
     if resumed && trainer.is_done() {
         notices.0.push(finished(done, trainer.out_of_patience(), &resolved, &claim));
+        if !output.join("resolved.toml").exists() {
+            claim.write_resolved(&resolved)?;
+        }
         // Fewer are asked for than are done, or the model is written: nothing that is there is to be replaced.
         if final_dir.exists() && (done > resolved.steps || trainer.is_saved_in(&final_dir)?) {
             notices.0.iter().for_each(|notice| terminal::line(notice));
