@@ -154,10 +154,10 @@ const FINETUNING: &[Case] = &[
     ("QLoRA as a kind", "tallow finetune tune.toml --set adapter.kind=qlora", 2, "adapter.quantize"),
     ("bits for a quantization", "tallow finetune tune.toml --set adapter.quantize=int8", 2, "nearest is `q8_0`"),
     (
-        "a folder that is no run to continue",
-        "tallow finetune tune.toml --set output=text --resume",
+        "a part of another run to continue",
+        "tallow finetune tune.toml --set output=out/final --resume",
         2,
-        "no run to continue",
+        "leave out --resume to start a run there",
     ),
     ("an output within another run", "tallow finetune tune.toml --set output=out/final", 2, "a part of the run"),
     ("a rank above the layers'", "tallow finetune tune.toml --set adapter.rank=1000", 2, "adapter.rank"),

@@ -196,6 +196,18 @@ fn plan_says_what_fits_in_a_memory() {
         let largest = |memory: u64| plan(&format!("--memory {memory}"))["largest"][name].as_u64().expect("a size");
         assert_eq!((largest(total), largest(total - 1)), (size, size - 1), "{name}");
     }
+    // Rows at once that are not given are those of that memory, not of this machine's.
+    let batch = "--set train.batch_size=40 --set train.micro_batch_size=";
+    let whole = plan(&format!("{batch}40"))["memory"]["total"].as_u64().expect("bytes");
+    let text = fs::read_to_string(at.join("tune.toml")).expect("read");
+    let free: String =
+        text.lines().filter(|line| !line.starts_with("micro_batch_size")).map(|l| l.to_owned() + "\n").collect();
+    fs::write(at.join("free.toml"), free).expect("written");
+    let sized = object(&tallow(at, &format!("plan free.toml --json --set train.batch_size=40 --memory {}", whole - 1)));
+    assert!(
+        sized["largest"]["fits"] == true && sized["micro_batch_size"].as_u64().is_some_and(|rows| rows < 40),
+        "{sized}"
+    );
     // What does not fit is told, and is a failure.
     let small = tallow(at, "plan tune.toml --json --memory 1MiB");
     let none = serde_json::from_slice::<Value>(&small.stdout).expect("JSON")["largest"].clone();
@@ -288,6 +300,12 @@ fn mistakes_name_the_key_or_the_line() {
         fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &words);
     }
     fails(&finetune(at, &["data.train=['bad.jsonl']"], &[]), 2, &["data.on_malformed = "]);
+    // What is set already is not advised.
+    for (too_long, advised) in [("drop", true), ("truncate_end", false)] {
+        let set = ["output=short", "data.context_length=2", &format!("data.too_long={too_long}")];
+        let refused = String::from_utf8_lossy(&finetune(at, &set, &[]).stderr).into_owned();
+        assert_eq!(refused.contains("or set data.too_long"), advised, "{refused}");
+    }
 }
 
 #[test]
@@ -305,6 +323,8 @@ fn a_folder_in_the_place_of_another_names_the_right_one() {
     fails(&tallow(at, "finetune out/final"), 2, &["is the folder of a model", "from = \"out/final\""]);
     fails(&tallow(at, "finetune out"), 2, &["is the folder of a run", "run file"]);
     fails(&tallow(at, "plan data"), 2, &["is a folder; a run file is needed"]);
+    #[cfg(unix)]
+    fails(&tallow(at, "plan /dev/null"), 2, &["is no regular file; a run file is needed"]);
     fails(&finetune(at, &["output=out/final"], &[]), 2, &["a part of the run"]);
     fs::rename(at.join("out"), at.join("moved")).expect("renamed");
     fs::remove_file(at.join("moved/resolved.toml")).expect("removed");
@@ -338,6 +358,16 @@ fn a_plan_is_of_the_command_that_runs_it() {
         .expect("written");
     let said = told(&tallow(at, "plan more.toml"));
     assert!(said.contains("planned as `tallow pretrain` runs it") && !said.contains("optimizer.lr"), "{said}");
+
+    // Where there is any text, in a folder as well, only `tallow pretrain` can read it.
+    fs::create_dir_all(at.join("mixed/deep")).expect("made");
+    fs::write(at.join("mixed/deep/a.txt"), "once upon a time there was a tale of it all\n".repeat(200))
+        .expect("written");
+    fs::copy(at.join("text/stories.jsonl"), at.join("stories.jsonl")).expect("copied");
+    for data in ["['mixed']", "['stories.jsonl','mixed/deep/a.txt']"] {
+        let said = told(&tallow(at, &format!("plan more.toml --set data.train={data} --set data.valid=[]")));
+        assert!(said.contains("planned as `tallow pretrain` runs it"), "{said}");
+    }
 
     fs::write(at.join("tune.toml"), RUN).expect("written");
     let shown = stdout(&tallow(at, "plan tune.toml --set adapter.quantize_embeddings=q8_0"));

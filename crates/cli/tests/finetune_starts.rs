@@ -120,6 +120,10 @@ fn new_tokens_are_trained_beside_an_adapter_and_used_with_it() {
     stdout(&rare);
     let said = String::from_utf8_lossy(&rare.stderr).into_owned();
     assert!(said.contains("warning: data.train holds none of the added tokens <rare>"), "{said}");
+    let special = finetune(at, &["output=special", "train.steps=1", "tokenizer.add_special_tokens=[\"<rare>\"]"], &[]);
+    stdout(&special);
+    let said = String::from_utf8_lossy(&special.stderr).into_owned();
+    assert!(said.contains("written there as in tokenizer.add_special_tokens?"), "{said}");
     // With other tokens it is another run, whose data only differ with them.
     let words = ["`tokenizer.add_tokens` = [\"<else>\"]", "the run was started with [\"<rare>\"]"];
     fails(&finetune(at, &["output=rare", "tokenizer.add_tokens=[\"<else>\"]"], &["--resume"]), 2, &words);

@@ -67,5 +67,10 @@ fn mistakes_are_found_before_anything_is_made() {
     for (more, word) in [("--set train.stepz=1", "`steps`"), ("--set train.batch_size=0", "train.batch_size")] {
         fails(&quickstart(dir.path(), more).output().expect("runs"), 2, &[word]);
     }
+    fs::create_dir(dir.path().join("quick")).expect("made");
+    fs::write(dir.path().join("quick/config.json"), "{\"model_type\": \"llama\"}").expect("written");
+    fails(&quickstart(dir.path(), "").output().expect("runs"), 2, &["quick", "holds a model (config.json)"]);
+    assert_eq!(names(&dir.path().join("quick")), ["config.json"]);
+    fs::remove_dir_all(dir.path().join("quick")).expect("removed");
     fails(&tallow(dir.path(), "quickstart --input absent --out quick"), 1, &["absent"]);
 }

@@ -219,7 +219,7 @@ pub enum Error {
         /// Its value now.
         now: String,
         /// What to do.
-        way_out: &'static str,
+        way_out: String,
     },
     /// A thread ended without a result.
     #[error("the {what} thread ended unexpectedly: {message}")]

@@ -247,7 +247,9 @@ impl Loader {
     /// If it does not, naming what differs.
     pub fn check_state(&self, state: &LoaderState) -> Result<()> {
         let now = self.state(state.next_index);
-        let differ = |what, was: String, now: String, way_out| Err(Error::State { what, was, now, way_out });
+        let differ = |what, was: String, now: String, way_out: &str| {
+            Err(Error::State { what, was, now, way_out: way_out.to_owned() })
+        };
         if state.dataset != now.dataset {
             let way_out = "train on the same prepared data, or start a new run from the checkpoint's weights";
             return differ("the training data (its fingerprint)", state.dataset.clone(), now.dataset, way_out);

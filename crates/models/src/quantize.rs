@@ -64,8 +64,13 @@ impl FromStr for Quantization {
 }
 
 /// What may have been meant: names by bits first, then those that are spelled alike.
-fn nearest(name: &str) -> &'static str {
-    match name {
+fn nearest(name: &str) -> String {
+    // Files are called after the mix of their types, as `q4_k_m`.
+    let of_file = ["_s", "_m", "_l"].iter().find_map(|mix| GgmlType::from_name(name.strip_suffix(mix)?));
+    if let Some(kind) = of_file {
+        return kind.name();
+    }
+    let near = match name {
         _ if name.contains("16") || name.contains("32") => "none",
         _ if name.contains('8') => "q8_0",
         _ if name.contains("fp4") => "fp4",
@@ -74,7 +79,8 @@ fn nearest(name: &str) -> &'static str {
             let known = ["none", "nf4", "fp4", "q8_0", "gguf"];
             known.into_iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name))).unwrap_or("nf4")
         }
-    }
+    };
+    near.to_owned()
 }
 
 impl From<Quantization> for String {

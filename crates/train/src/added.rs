@@ -44,7 +44,14 @@ pub(crate) fn counted(
         lines.push(format!("note: added tokens in data.train: {}", list(held)));
     }
     if !none.is_empty() {
-        let way_out = "nothing teaches the model to use them; are they written there as in tokenizer.add_tokens?";
+        let of = |tokens: &[String]| tokens.iter().any(|token| none.contains(token));
+        let keys = [
+            ("tokenizer.add_tokens", of(&section.add_tokens)),
+            ("tokenizer.add_special_tokens", of(&section.add_special_tokens)),
+        ];
+        let keys: Vec<&str> = keys.into_iter().filter_map(|(key, named)| named.then_some(key)).collect();
+        let way_out =
+            format!("nothing teaches the model to use them; are they written there as in {}?", keys.join(" and "));
         lines.push(format!("warning: data.train holds none of the added tokens {}: {way_out}", list(none)));
     }
     Ok(lines)

@@ -180,6 +180,22 @@ impl Checkpoints {
         Ok(())
     }
 
+    /// Whether the model in `dir` is that of the checkpoint of `step`, whatever else is there.
+    ///
+    /// # Errors
+    /// If a file of weights is there and cannot be read.
+    pub fn is_final_of(&self, step: u64, dir: &Path) -> Result<bool> {
+        let Ok(hashes) = read_manifest(&self.path(step)) else { return Ok(false) };
+        for (name, hash) in hashes.iter().filter(|(name, _)| ![STATE, OPTIMIZER].contains(&name.as_str())) {
+            let file = dir.join(name);
+            // The other files may have been edited, as a model card or a template is.
+            if !file.is_file() || (name.ends_with(".safetensors") && sha256_file(&file)? != *hash) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn write_model(&self, dir: &Path, store: &ParamStore) -> Result<()> {
         match &self.artifact {
             Artifact::Model(config) => save_model(dir, config.as_ref(), store)?,
@@ -380,12 +396,17 @@ fn write_manifest(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn verify(dir: &Path) -> Result<()> {
-    let wrong = |reason: String| Error::Checkpoint { path: dir.to_path_buf(), reason };
+/// The sha256 of every file of a checkpoint.
+fn read_manifest(dir: &Path) -> Result<BTreeMap<String, String>> {
     let manifest = dir.join(MANIFEST);
     let text = std::fs::read_to_string(&manifest).map_err(|e| Error::io(&manifest, e))?;
-    let hashes: BTreeMap<String, String> =
-        serde_json::from_str(&text).map_err(|e| wrong(format!("{MANIFEST}: {e}")))?;
+    let wrong = |reason: String| Error::Checkpoint { path: dir.to_path_buf(), reason };
+    serde_json::from_str(&text).map_err(|e| wrong(format!("{MANIFEST}: {e}")))
+}
+
+fn verify(dir: &Path) -> Result<()> {
+    let wrong = |reason: String| Error::Checkpoint { path: dir.to_path_buf(), reason };
+    let hashes = read_manifest(dir)?;
     for required in [STATE, OPTIMIZER] {
         if !hashes.contains_key(required) {
             return Err(wrong(format!("{MANIFEST} does not list {required}")));

@@ -173,9 +173,12 @@ fn in_run_file_keys(error: &tallow_data::Error, config: &RunConfig) -> String {
         text = text.replace(&option, key);
     }
     match error {
-        tallow_data::Error::NoExamples { .. } if text.contains(&limit) => {
-            format!("{text}\nraise data.context_length, or set data.too_long = \"truncate_end\"")
-        }
+        tallow_data::Error::NoExamples { .. } if text.contains(&limit) => match config.data.too_long {
+            TooLongSetting::Drop => {
+                format!("{text}\nraise data.context_length, or set data.too_long = \"truncate_end\"")
+            }
+            _ => format!("{text}\nraise data.context_length"),
+        },
         _ => text,
     }
 }

@@ -59,7 +59,7 @@ pub use error::{Error, Result};
 pub use evaluate::{Score, Validation};
 pub use fit::{AtBound, Largest};
 pub use optimizer::{AdamW, OptimizerConfig, OptimizerKind};
-pub use output::{OutputClaim, check_resumable};
+pub use output::{OutputClaim, check_new, check_resumable};
 pub use plan::{Held, MemoryPlan, StepShape, fitting_micro_batch};
 pub use recorder::Recorder;
 pub use resolve::{Facts, Resolved};

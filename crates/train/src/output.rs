@@ -41,8 +41,14 @@ const FREE: [&str; 8] = [
     "objective.label_smoothing",
     "objective.neftune_alpha",
 ];
-/// What makes a directory one of a model or an adapter.
-const MODEL: [&str; 4] = ["config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors"];
+/// What makes a directory one of a model or an adapter; a `config.json` does if it is a model's.
+const MODEL: [&str; 5] = [
+    "adapter_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "pytorch_model.bin",
+];
 /// An `adapter.init` that an adapter keeps; any other counts until the first step only.
 const KEPT_INIT: &str = "\"olora\"";
 
@@ -58,9 +64,8 @@ pub struct OutputClaim {
 impl OutputClaim {
     pub(crate) fn new(path: &Path, resume: bool, resolved: &Resolved) -> Result<Self> {
         match resume {
-            false => check_new(path)?,
             true if path.exists() => check_resumable(path)?,
-            true => {}
+            _ => check_new(path)?,
         }
         fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
         let lock = lock(path)?;
@@ -100,6 +105,10 @@ impl OutputClaim {
             let new = self.changes.iter().filter(of).filter(|change| change.decides());
             found.extend(new.filter(|change| !found.iter().any(|other| other.key == change.key)).collect::<Vec<_>>());
         }
+        // Where things are may have changed with nothing in them: the error itself says more.
+        if found.iter().all(|change| PLACES.contains(&change.key.as_str())) {
+            return also_changed(error, &found);
+        }
         let Some((first, others)) = found.split_first() else { return error };
         let others: Vec<String> = others.iter().map(|c| format!("{} = {}, was {}", c.key, c.is, c.was)).collect();
         let others = if others.is_empty() { String::new() } else { format!(" (and {})", others.join("; ")) };
@@ -122,50 +131,89 @@ impl OutputClaim {
 }
 
 /// Refuses to begin a run in a directory that holds another or a model, or that is a part of another.
-pub(crate) fn check_new(path: &Path) -> Result<()> {
-    let whole = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
-    let part = |dir: &Path| dir.file_name().is_some_and(|name| name == "final" || name == "checkpoints");
-    let of_run = |dir: &Path| part(dir) && dir.parent().is_some_and(|run| run.join(RESOLVED).is_file());
-    if let Some(above) = whole.ancestors().position(of_run) {
-        // As it was written, as far as it was.
-        let run = [path, &whole]
-            .into_iter()
-            .find_map(|path| path.ancestors().nth(above + 1).filter(|run| *run != Path::new("")));
-        let run = run.unwrap_or(path);
-        let reason = format!("is a part of the run in {}; choose another `output`", run.display());
-        return Err(Error::output(path, reason));
-    }
-    if let Some(mark) = MARKS.iter().find(|mark| path.join(mark).exists()) {
-        let way_out = "continue it with --resume, or choose another `output`";
-        return Err(Error::output(path, format!("holds another run ({mark}); {way_out}")));
-    }
-    match MODEL.iter().find(|mark| path.join(mark).exists()) {
-        Some(mark) => Err(Error::output(path, format!("holds a model ({mark}); choose another `output`"))),
-        None => Ok(()),
-    }
-}
-
-/// Refuses to continue what is no run: most often the name of the output is misspelt. An empty directory is what a process
-/// leaves that was killed before its first line.
 ///
 /// # Errors
-/// If `path` is not there, or holds something but no run.
+/// If a run cannot begin there.
+pub fn check_new(path: &Path) -> Result<()> {
+    let elsewhere = "choose another `output`";
+    check_apart(path, elsewhere)?;
+    if let Some(mark) = MARKS.iter().find(|mark| path.join(mark).exists()) {
+        let way_out = match can_go_on(path) {
+            true => "continue it with --resume, or choose another `output`",
+            false => elsewhere,
+        };
+        return Err(Error::output(path, format!("holds another run ({mark}); {way_out}")));
+    }
+    check_no_model(path, elsewhere)
+}
+
+/// Refuses to continue what is another's: a model, or a part of another run. Where there is no run yet, the run starts: a
+/// process may have been killed before its first line.
+///
+/// # Errors
+/// If `path` is not there, or holds something else.
 pub fn check_resumable(path: &Path) -> Result<()> {
     if !path.exists() {
         return Err(Error::output(path, "there is no run to continue; leave out --resume to start one"));
     }
+    if !path.is_dir() {
+        return Err(Error::output(path, "is no folder; choose another `output`"));
+    }
     if path.join(RESOLVED).is_file() {
         return Ok(());
     }
-    let mut names =
-        fs::read_dir(path).map_err(|e| Error::io(path, e))?.filter_map(|entry| Some(entry.ok()?.file_name()));
-    match names.find(|name| name.to_str().is_none_or(|name| !is_leftover(name))) {
-        Some(_) => {
-            let way_out = "name the run's folder in `output`, or leave out --resume to start one in a new folder";
-            Err(Error::output(path, format!("holds no run to continue ({RESOLVED} is missing); {way_out}")))
+    let elsewhere = "choose another `output`, and leave out --resume to start a run there";
+    check_apart(path, elsewhere)?;
+    check_no_model(path, elsewhere)?;
+    match MARKS.iter().find(|mark| path.join(mark).exists()) {
+        Some(mark) if !can_go_on(path) => {
+            let reason = format!("holds {mark} of a run, but neither {RESOLVED} nor checkpoints to continue from");
+            Err(Error::output(path, format!("{reason}; {elsewhere}")))
         }
+        _ => Ok(()),
+    }
+}
+
+/// Whether there is anything that a run can be continued from.
+fn can_go_on(path: &Path) -> bool {
+    path.join(RESOLVED).is_file() || path.join("checkpoints").is_dir()
+}
+
+/// Refuses what is a part of another run, by whatever name it is called.
+fn check_apart(path: &Path, way_out: &str) -> Result<()> {
+    let whole = real(path)?;
+    let part = |dir: &Path| dir.file_name().is_some_and(|name| name == "final" || name == "checkpoints");
+    let of_run = |dir: &&Path| part(dir) && dir.parent().is_some_and(|run| run.join(RESOLVED).is_file());
+    let Some(run) = whole.ancestors().find(of_run).and_then(Path::parent) else { return Ok(()) };
+    // As it was written, as far as it was.
+    let same = |dir: &&Path| *dir != Path::new("") && dir.canonicalize().is_ok_and(|dir| dir == run);
+    let shown = path.ancestors().find(same).unwrap_or(run);
+    Err(Error::output(path, format!("is a part of the run in {}; {way_out}", shown.display())))
+}
+
+/// Where `path` is, or would be, with every link followed.
+fn real(path: &Path) -> Result<PathBuf> {
+    let whole = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
+    let there = whole.ancestors().find_map(|dir| Some((dir, dir.canonicalize().ok()?)));
+    Ok(match there.and_then(|(dir, real)| Some((real, whole.strip_prefix(dir).ok()?))) {
+        Some((real, rest)) if rest == Path::new("") => real,
+        Some((real, rest)) => real.join(rest),
+        None => whole,
+    })
+}
+
+fn check_no_model(path: &Path, way_out: &str) -> Result<()> {
+    let config = of_model(&path.join("config.json")).then_some("config.json");
+    match config.or_else(|| MODEL.into_iter().find(|mark| path.join(mark).exists())) {
+        Some(mark) => Err(Error::output(path, format!("holds a model ({mark}); {way_out}"))),
         None => Ok(()),
     }
+}
+
+/// Whether a `config.json` is that of a model: many programs call theirs so.
+fn of_model(config: &Path) -> bool {
+    let keys = fs::read(config).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    keys.is_some_and(|keys| ["model_type", "architectures"].iter().any(|key| keys.get(key).is_some()))
 }
 
 /// Rows at once of the run in `path`, if there is one.
@@ -216,6 +264,22 @@ impl Change {
     /// Whether another value can make it another adapter, or other data.
     fn decides(&self) -> bool {
         self.of_kept_init() || !FREE.contains(&self.key.as_str())
+    }
+}
+
+/// The same error, which also names keys that have another value than the run was started with.
+fn also_changed(error: Error, keys: &[&Change]) -> Error {
+    if keys.is_empty() {
+        return error;
+    }
+    let keys: Vec<String> = keys.iter().map(|c| format!("{} = {}, was {}", c.key, c.is, c.was)).collect();
+    let also = format!(" (also changed: {})", keys.join("; "));
+    match error {
+        Error::Config { at, key, value, reason } => Error::Config { at, key, value, reason: reason + &also },
+        Error::Data(tallow_data::Error::State { what, was, now, way_out }) => {
+            Error::Data(tallow_data::Error::State { what, was, now, way_out: way_out + &also })
+        }
+        other => other,
     }
 }
 
@@ -370,23 +434,81 @@ mod tests {
             assert!(message.contains("a part of the run"), "{message}");
         }
         let model = tempfile::tempdir().expect("a folder");
-        fs::write(model.path().join("config.json"), "{}").expect("written");
+        fs::write(model.path().join("config.json"), "{\"port\": 80}").expect("written");
+        check_new(model.path()).expect("of another program");
+        check_resumable(model.path()).expect("of another program");
+        fs::write(model.path().join("config.json"), "{\"model_type\": \"llama\"}").expect("written");
+        let message = check_resumable(model.path()).expect_err("a model").to_string();
+        assert!(message.contains("holds a model (config.json)") && message.contains("leave out --resume"), "{message}");
         let message = check_new(model.path()).expect_err("a model").to_string();
         assert!(message.contains("holds a model (config.json)"), "{message}");
     }
 
     #[test]
-    fn only_a_run_or_what_a_kill_left_is_continued() {
+    fn a_part_of_a_run_is_one_by_any_name() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (run, latest) = (dir.path().join("runs/a"), dir.path().join("latest"));
+        fs::create_dir_all(run.join("final")).expect("made");
+        fs::write(run.join(RESOLVED), "").expect("written");
+        check_new(&run.join("final/../../../next")).expect("beside it");
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(run.join("final"), &latest).expect("linked");
+            for name in ["", "next", "next/further"] {
+                let message = check_new(&latest.join(name)).expect_err("within a run").to_string();
+                assert!(message.contains("a part of the run"), "{message}");
+            }
+            let message = check_resumable(&latest).expect_err("within a run").to_string();
+            assert!(message.contains("a part of the run") && message.contains("leave out --resume"), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_nothing_of_another_is_continued() {
         let dir = tempfile::tempdir().expect("a folder");
         check_resumable(&dir.path().join("none")).expect_err("not there");
         check_resumable(dir.path()).expect("empty");
         fs::write(dir.path().join(".resolved.toml.tmp-9-4"), "").expect("written");
         check_resumable(dir.path()).expect("killed while it wrote its first file");
-        fs::write(dir.path().join("notes.txt"), "").expect("written");
-        let message = check_resumable(dir.path()).expect_err("no run").to_string();
-        assert!(message.contains("holds no run to continue") && message.contains("--resume"), "{message}");
+        for file in ["run.toml", "train.log"] {
+            fs::write(dir.path().join(file), "").expect("written");
+        }
+        check_resumable(dir.path()).expect("killed before its first file");
+        fs::create_dir(dir.path().join("final")).expect("made");
+        for message in [check_resumable(dir.path()), check_new(dir.path())] {
+            let message = message.expect_err("nothing to go on with").to_string();
+            assert!(message.contains("choose another `output`") && !message.contains("with --resume"), "{message}");
+        }
+        fs::create_dir(dir.path().join("checkpoints")).expect("made");
+        let message = check_new(dir.path()).expect_err("a run").to_string();
+        assert!(message.contains("continue it with --resume"), "{message}");
+        check_resumable(dir.path()).expect("checkpoints to go on from");
         fs::write(dir.path().join(RESOLVED), "").expect("written");
         check_resumable(dir.path()).expect("a run");
+    }
+
+    #[test]
+    fn where_things_are_does_not_hide_what_differs() {
+        let change = |key: &str| Change { key: key.into(), was: "\"a\"".into(), is: "\"b\"".into() };
+        let claim = |keys: &[&str]| OutputClaim {
+            path: PathBuf::new(),
+            changes: keys.iter().map(|key| change(key)).collect(),
+            _lock: None,
+        };
+        let error = || {
+            Error::Data(tallow_data::Error::State {
+                what: "the training data",
+                was: "1".into(),
+                now: "2".into(),
+                way_out: "train on the same".into(),
+            })
+        };
+        let said = claim(&["model.from"]).explain(error()).to_string();
+        assert!(said.starts_with(&error().to_string()), "{said}");
+        assert!(said.ends_with("(also changed: model.from = \"b\", was \"a\")"), "{said}");
+        let said = claim(&["model.from", "data.train"]).explain(error()).to_string();
+        assert!(said.contains("`data.train`") && said.contains("and model.from"), "{said}");
+        assert_eq!(claim(&[]).explain(error()).to_string(), error().to_string());
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct PrepareRun<'a> {
     pub peak_flops: Option<f64>,
     /// Whether the run in the output directory, if there is one, is to be continued.
     pub resume: bool,
+    /// Memory that rows at once are chosen for; what is available, if not given.
+    pub memory: Option<u64>,
     /// Gets a line about long work now and then.
     pub progress: Option<&'a mut dyn FnMut(&str)>,
 }
@@ -76,7 +78,7 @@ impl Run {
     /// # Errors
     /// For anything missing, malformed or contradictory.
     pub fn prepare(config: RunConfig, base: &Path, how: PrepareRun) -> Result<Self> {
-        let PrepareRun { mut from, peak_flops, resume, progress } = how;
+        let PrepareRun { mut from, peak_flops, resume, memory, progress } = how;
         config.validate()?;
         let output = RunConfig::at(base, config.output.as_deref().unwrap_or(Path::new("")));
         if !resume {
@@ -178,7 +180,7 @@ impl Run {
         let loader = Loader::new(train, options)?;
         let facts = Facts {
             rows_per_epoch: loader.rows_per_epoch(),
-            memory: memory::available(),
+            memory: memory.or_else(memory::available),
             peak_flops,
             earlier_micro_batch: if resume { output::earlier_micro_batch(&output) } else { None },
         };

@@ -204,14 +204,10 @@ impl Trainer {
     pub fn train(&mut self, observer: &mut dyn Observer, stop: &dyn Fn() -> bool) -> Result<Finish> {
         let total = self.resolved.steps;
         let mut batches = self.prefetch();
-        while self.state.step < total {
+        while !self.is_done() {
             if stop() {
                 self.save(observer)?;
                 return Ok(Finish::Interrupted);
-            }
-            if self.out_of_patience() {
-                self.return_to_best(observer)?;
-                break;
             }
             let started = Instant::now();
             let batch = batches.next().ok_or_else(|| self.data_ended())??;
@@ -242,6 +238,9 @@ impl Trainer {
             if best || last || self.due(self.resolved.run.checkpoint.every) {
                 self.save(observer)?;
             }
+        }
+        if self.out_of_patience() {
+            self.return_to_best(observer)?;
         }
         Ok(Finish::Complete)
     }
@@ -420,8 +419,13 @@ impl Trainer {
         Ok(best)
     }
 
+    /// Whether nothing is left to train: all steps are done, or the run stopped early.
+    pub fn is_done(&self) -> bool {
+        self.state.step >= self.resolved.steps || self.out_of_patience()
+    }
+
     /// Whether the validation loss has not fallen for as long as the run is to wait for it.
-    fn out_of_patience(&self) -> bool {
+    pub fn out_of_patience(&self) -> bool {
         let patience = self.resolved.run.eval.patience;
         patience > 0 && self.state.worse_in_a_row >= patience
     }
@@ -465,6 +469,17 @@ impl Trainer {
     pub fn save_final(&self, path: &Path) -> Result<()> {
         self.check_finite()?;
         self.checkpoints.save_final(path, &self.store)
+    }
+}
+
+impl Trainer {
+    /// Whether `path` holds already what [`save_final`](Self::save_final) would write of a run that is done.
+    ///
+    /// # Errors
+    /// If a file that is there cannot be read.
+    pub fn is_saved_in(&self, path: &Path) -> Result<bool> {
+        let best = self.state.best_step.filter(|_| self.out_of_patience());
+        self.checkpoints.is_final_of(best.unwrap_or(self.state.step), path)
     }
 }
 

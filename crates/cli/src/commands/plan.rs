@@ -50,7 +50,7 @@ const EXPECTED_SHARE: f64 = 0.6;
 
 /// Runs `tallow plan`.
 pub fn run(args: PlanArgs) -> anyhow::Result<()> {
-    let run = args.file.prepare(Job::Plan, true)?;
+    let run = args.file.prepare_within(Job::Plan, true, args.memory)?;
     let resolved = &run.resolved;
     let memory = &resolved.memory;
     let flops = resolved.flops_per_token * resolved.tokens() as f64;

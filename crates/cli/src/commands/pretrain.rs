@@ -1,5 +1,6 @@
 //! `tallow pretrain`: run a run file.
 
+use std::cmp::Ordering;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,11 @@ impl RunFile {
 
     /// Reads it for `job` and finds all that it names. Progress goes to stderr.
     pub fn prepare(&self, job: Job, resume: bool) -> anyhow::Result<Run> {
+        self.prepare_within(job, resume, None)
+    }
+
+    /// The same, for so much memory where it is given.
+    pub fn prepare_within(&self, job: Job, resume: bool, memory: Option<u64>) -> anyhow::Result<Run> {
         let example = match job {
             Job::Finetune | Job::Preview => "tallow finetune --example > run.toml",
             Job::Pretrain | Job::Plan => "tallow pretrain --example > run.toml",
@@ -94,7 +100,7 @@ impl RunFile {
             if finetunes {
                 rate_notes(&source, &config).iter().for_each(|note| terminal::line(note));
             }
-            prepare(config, base, resume)
+            prepare(config, base, resume, memory)
         });
         // Every error of a key, from wherever it comes, says where the key was written.
         Ok(run.map_err(|error| source.locate(error))?)
@@ -116,7 +122,10 @@ fn not_a_file(path: &Path) -> String {
             path.display().to_string()
         );
     }
-    "is a folder; a run file is needed".into()
+    match path.is_dir() {
+        true => "is a folder; a run file is needed".into(),
+        false => "is no regular file; a run file is needed".into(),
+    }
 }
 
 /// Whether `tallow plan` is asked about a run of `tallow finetune`: an adapter is, and an existing model is unless its data can
@@ -126,7 +135,7 @@ fn is_finetuning(source: &Source, base: &Path) -> tallow_train::Result<bool> {
     if config.adapter.is_some() || config.model.from.is_none() || source.says("objective.kind") {
         return Ok(config.adapter.is_some() || config.objective.kind != ObjectiveKind::Causal);
     }
-    let finetunes = config.data.train.is_empty() || !config.data.train.iter().all(|path| is_text(&base.join(path)));
+    let finetunes = !config.data.train.iter().any(|path| is_text(&base.join(path)));
     terminal::line(match finetunes {
         true => "note: planned as `tallow finetune` runs it; for `tallow pretrain` add --set objective.kind=causal",
         false => {
@@ -136,10 +145,15 @@ fn is_finetuning(source: &Source, base: &Path) -> tallow_train::Result<bool> {
     Ok(finetunes)
 }
 
-/// Whether what is at `path` can only be text, prepared or not, and no examples.
+/// Whether what is at `path` can only be text, prepared or not, and no examples; so is a folder with any of it.
 fn is_text(path: &Path) -> bool {
-    if path.is_dir() {
+    if path.join("index.json").is_file() {
         return tallow_data::SplitIndex::read(path).is_ok_and(|index| index.examples.is_none());
+    }
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        // A link to a folder may lead back to where it is.
+        return entries.map(|entry| entry.path()).any(|path| !(path.is_symlink() && path.is_dir()) && is_text(&path));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
@@ -225,10 +239,10 @@ impl Job {
 }
 
 /// Finds all that a run names, with paths relative to `base`.
-fn prepare(config: RunConfig, base: &Path, resume: bool) -> tallow_train::Result<Run> {
+fn prepare(config: RunConfig, base: &Path, resume: bool, memory: Option<u64>) -> tallow_train::Result<Run> {
     let from = config.model.from.as_ref().map(|from| open_from(from, base)).transpose()?;
     let peak_flops = Some(peak_flops(config.train.dtype));
-    Run::prepare(config, base, PrepareRun { from, peak_flops, resume, progress: Some(&mut terminal::line) })
+    Run::prepare(config, base, PrepareRun { from, peak_flops, resume, memory, progress: Some(&mut terminal::line) })
 }
 
 /// The existing model that `model.from` names: a path relative to the run file, or whatever `--model` takes.
@@ -275,10 +289,13 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
     let resumed = resume && trainer.resume(&mut notices).map_err(|error| claim.explain(error))?;
     let final_dir = output.join("final");
     let done = trainer.step_index();
-    if resumed && done >= resolved.steps {
-        notices.0.push(finished(done, &resolved, &claim));
-        // Fewer are asked for than are done: nothing that is there is to be replaced.
-        if done > resolved.steps && final_dir.exists() {
+    if resumed && trainer.is_done() {
+        notices.0.push(finished(done, trainer.out_of_patience(), &resolved, &claim));
+        if !output.join("resolved.toml").exists() {
+            claim.write_resolved(&resolved)?;
+        }
+        // Fewer are asked for than are done, or the model is written: nothing that is there is to be replaced.
+        if final_dir.exists() && (done > resolved.steps || trainer.is_saved_in(&final_dir)?) {
             notices.0.iter().for_each(|notice| terminal::line(notice));
             if json {
                 writeln!(std::io::stdout(), "{}", serde_json::json!({ "final": final_dir }))?;
@@ -312,10 +329,13 @@ pub fn train(run: Run, resume: bool, json: bool, interrupt: &Interrupt) -> anyho
 }
 
 /// What is said of a run that has no step left: it is left as it is, but for what a kill may have kept from being written.
-fn finished(done: u64, resolved: &Resolved, claim: &OutputClaim) -> String {
-    let steps = match done == resolved.steps {
-        true => format!("all {} are done", several(done, "step")),
-        false => format!("{} are done, and the run file asks for {}", several(done, "step"), resolved.steps),
+fn finished(done: u64, out_of_patience: bool, resolved: &Resolved, claim: &OutputClaim) -> String {
+    let steps = match done.cmp(&resolved.steps) {
+        Ordering::Less => format!("it stopped early after {} (eval.patience)", several(done, "step")),
+        Ordering::Equal => format!("all {} are done", several(done, "step")),
+        Ordering::Greater => {
+            format!("{} are done, and the run file asks for {}", several(done, "step"), resolved.steps)
+        }
     };
     let changed = claim.changed_keys().collect::<Vec<_>>().join(", ");
     let changed = if changed.is_empty() { String::new() } else { format!(" (without effect: {changed})") };
@@ -324,6 +344,11 @@ fn finished(done: u64, resolved: &Resolved, claim: &OutputClaim) -> String {
         (Some(_), _) => "train.tokens",
         (_, Some(_)) => "train.epochs",
         _ => "train.steps",
+    };
+    let key = match (done < resolved.steps, out_of_patience) {
+        (true, _) => "eval.patience".to_owned(),
+        (false, true) => format!("{key} and eval.patience"),
+        (false, false) => key.to_owned(),
     };
     format!("the run is finished: {steps}; nothing is trained, and resolved.toml stays{changed}; to go on, raise {key}")
 }

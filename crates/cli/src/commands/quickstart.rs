@@ -64,8 +64,11 @@ pub fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let out = &args.out;
     // Mistakes in `--set` are found before minutes are spent on the data.
-    run_config(&args.set)?.validate().map_err(|error| exit::usage(error.to_string()))?;
+    let config = run_config(&args.set)?;
+    config.validate().map_err(|error| exit::usage(error.to_string()))?;
     clear(out, args.overwrite)?;
+    // So is a place that no run can begin in.
+    tallow_train::check_new(&out.join(config.output.as_deref().unwrap_or(Path::new(""))))?;
     std::fs::create_dir_all(out).with_context(|| format!("{}: cannot be made", out.display()))?;
     // First of all, so that the directory can be told from any other.
     let file = out.join("run.toml");

@@ -228,7 +228,9 @@ fn reason(message: &str, key: &str, written: Option<&str>) -> String {
             format!("must be one of {}; {near}", known.join(", "))
         }
         (Some("invalid"), _) if message.ends_with("expected a sequence") => {
-            let (leaf, value) = (key.rsplit('.').next().unwrap_or(key), written.unwrap_or("\"..\""));
+            // A line to copy holds all of the value, or none.
+            let whole = written.filter(|value| value.chars().count() <= SHOWN && *value != "(a section)");
+            let (leaf, value) = (key.rsplit('.').next().unwrap_or(key), whole.unwrap_or("\"..\""));
             format!("must be a list, e.g. {leaf} = [{value}]")
         }
         (Some("invalid"), _) if message.ends_with("expected an array of length 2") => {
@@ -372,6 +374,7 @@ mod tests {
             ("adapter.quantize=int8", "the nearest is `q8_0`"),
             ("adapter.quantize=4bit", "the nearest is `nf4`"),
             ("adapter.quantize=fp16", "the nearest is `none`"),
+            ("adapter.quantize=q4_k_m", "the nearest is `q4_k`"),
         ] {
             let message = error("", &[set]);
             assert!(message.contains(told), "{set}: {message}");
@@ -458,6 +461,14 @@ mod tests {
             let message = error(&format!("{GOOD}{added}\n"), &[]);
             assert!(message.starts_with(start), "{message}");
         }
+    }
+
+    #[test]
+    fn a_line_to_copy_holds_all_of_a_value_or_none() {
+        let message = "invalid type: string, expected a sequence";
+        let of = |text: &str| reason(message, "data.train", Some(&cut(text)));
+        assert_eq!(of("\"a.txt\""), "must be a list, e.g. train = [\"a.txt\"]");
+        assert_eq!(of(&format!("\"{}\"", "a/".repeat(40))), "must be a list, e.g. train = [\"..\"]");
     }
 
     #[test]
