@@ -1,9 +1,10 @@
 //! An allocator for the process: large blocks are kept and used again.
 //!
-//! A training step allocates and frees the same large tensors again and again. The C library returns them to the system (above
-//! 64 MiB always, on any thread but the first), and the page faults then cost as much as the arithmetic, or cuts them from
-//! one heap, where gaps remain between buffers of different sizes. Here a freed block waits for the next request of its
-//! size; what is mapped never exceeds what was in use at once, and pages are huge where the system allows.
+//! A training step allocates and frees the same large tensors again and again. The C library returns them to the system, above
+//! 64 MiB always on any thread but the first, and the page faults then cost as much as the arithmetic; smaller ones it cuts
+//! from one heap, where gaps remain between buffers of different sizes. Here a freed block waits for the next request of its
+//! class of sizes (64 from a power of two to the next, of whole 64 KiB). What is mapped never exceeds what was mapped for blocks in use at
+//! once, but does not sink below that again; pages are huge where the system allows.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -86,8 +87,10 @@ mod large {
 
     /// The size from which on a block is large.
     const LARGE: usize = 1 << 20;
-    /// Sizes are multiples of it.
-    const PAGE: usize = 4096;
+    /// Sizes are multiples of it: a multiple of every page size.
+    const PAGE: usize = 1 << 16;
+    /// The largest alignment that every block has.
+    const ALIGN: usize = 4096;
     /// A huge page.
     const HUGE: usize = 2 << 20;
     /// Blocks that can wait at once.
@@ -126,20 +129,20 @@ mod large {
     }
 
     pub(super) fn is(layout: Layout) -> bool {
-        layout.size() >= LARGE && layout.align() <= PAGE
+        layout.size() >= LARGE && layout.align() <= ALIGN
     }
 
-    /// The size of the block that a request gets.
+    /// The size of the block that a request gets: that of its class.
     pub(super) fn rounded(size: usize) -> usize {
-        size.next_multiple_of(PAGE)
+        let step = ((1 << size.max(1).ilog2()) / 64).max(PAGE);
+        size.checked_next_multiple_of(step).unwrap_or(size)
     }
 
     impl Kept {
-        /// A waiting block of this size, or one that is hardly larger.
+        /// The waiting block of this size that was freed last.
         fn take(&mut self, size: usize) -> Option<Block> {
-            let fits = |block: &Block| block.size >= size && block.size - size <= size / 16;
-            let waiting = self.blocks[..self.len].iter().enumerate().filter(|(_, block)| fits(block));
-            let (index, _) = waiting.min_by_key(|(_, block)| (block.size, u64::MAX - block.freed))?;
+            let waiting = self.blocks[..self.len].iter().enumerate().filter(|(_, block)| block.size == size);
+            let (index, _) = waiting.max_by_key(|(_, block)| block.freed)?;
             Some(self.remove(index))
         }
 
@@ -171,17 +174,21 @@ mod large {
         let size = rounded(size);
         let mut kept = kept();
         if let Some(block) = kept.take(size) {
-            // What it is longer goes back, so that the size in a layout is the size of the block.
-            if block.size > size {
-                unmap(block.at + size, block.size - size);
-            }
             kept.lend(size);
             return Some((block.at as *mut u8, false));
         }
         while let Some(block) = kept.too_many(size) {
             unmap(block.at, block.size);
         }
-        let at = map(size)?;
+        let at = map(size).or_else(|| {
+            // The system has no more: what waits is given back.
+            while kept.len > 0 {
+                let last = kept.len - 1;
+                let block = kept.remove(last);
+                unmap(block.at, block.size);
+            }
+            map(size)
+        })?;
         kept.lend(size);
         Some((at as *mut u8, true))
     }
@@ -215,6 +222,9 @@ mod large {
         }
         kept.used -= from;
         kept.lend(to);
+        if to >= 2 * HUGE {
+            advise(moved as usize, to);
+        }
         Some(moved.cast())
     }
 
@@ -234,9 +244,14 @@ mod large {
         let start = at.next_multiple_of(HUGE);
         unmap(at, start - at);
         unmap(start + size, at + room - start - size);
-        // SAFETY: advice on a mapping that was just made; where it is not taken, nothing is lost.
-        unsafe { libc::madvise(start as *mut libc::c_void, size, libc::MADV_HUGEPAGE) };
+        advise(start, size);
         Some(start)
+    }
+
+    /// Asks for huge pages.
+    fn advise(at: usize, size: usize) {
+        // SAFETY: advice on a mapping of ours; where it is not taken, nothing is lost.
+        unsafe { libc::madvise(at as *mut libc::c_void, size, libc::MADV_HUGEPAGE) };
     }
 
     fn unmap(at: usize, size: usize) {
@@ -248,6 +263,7 @@ mod large {
 }
 
 #[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
     use super::*;
 
@@ -257,9 +273,27 @@ mod tests {
         Layout::from_size_align(size, 64).unwrap_or(Layout::new::<u8>())
     }
 
-    /// One test: the kept blocks are the process's.
+    /// One test, in turn: the kept blocks are the process's.
     #[test]
-    fn blocks_are_kept_resized_and_zeroed() {
+    fn blocks_are_kept_resized_and_zeroed_and_never_shared() {
+        classes();
+        one_thread();
+        many_threads();
+    }
+
+    fn classes() {
+        for size in [MIB, MIB + 1, 3 * MIB - 1, 3 * MIB, 5 * MIB + 1, 102_926_336, usize::MAX / 4] {
+            let block = large::rounded(size);
+            assert!(
+                block >= size && block - size <= (size / 64).max(1 << 16) && block == large::rounded(block),
+                "{size} {block}"
+            );
+            assert!(block.is_multiple_of(1 << 16), "{size} {block}");
+        }
+        assert_ne!(large::rounded(32 * MIB), large::rounded(31 * MIB));
+    }
+
+    fn one_thread() {
         let all = KeepLarge;
         // SAFETY: each block is used within its size and given back once, with its layout.
         unsafe {
@@ -267,7 +301,7 @@ mod tests {
             assert!(!first.is_null() && first.addr().is_multiple_of(4096));
             first.write_bytes(7, 5 * MIB + 1);
             all.dealloc(first, layout(5 * MIB + 1));
-            // The same size gets it again, and zeroed means zeroed.
+            // The same class gets it again, and zeroed means zeroed.
             let again = all.alloc_zeroed(layout(5 * MIB + 9));
             assert_eq!(again, first);
             assert!((0..5 * MIB + 9).all(|i| *again.add(i) == 0));
@@ -278,18 +312,24 @@ mod tests {
             let grown = all.realloc(again, layout(5 * MIB + 9), 20 * MIB);
             assert!((0..5 * MIB).all(|i| *grown.add(i) == 3) && (0..9 * MIB).all(|i| *other.add(i) == 1));
             grown.add(5 * MIB).write_bytes(4, 15 * MIB);
+            let shrunk = all.realloc(grown, layout(20 * MIB), 10 * MIB);
+            assert!((0..10 * MIB).all(|i| *shrunk.add(i) == if i < 5 * MIB { 3 } else { 4 }));
             // Across the border between large and small, both ways.
-            let small = all.realloc(grown, layout(20 * MIB), 1000);
+            let small = all.realloc(shrunk, layout(10 * MIB), 1000);
             assert!((0..1000).all(|i| *small.add(i) == 3));
             let large = all.realloc(small, layout(1000), 3 * MIB);
             assert!((0..1000).all(|i| *large.add(i) == 3));
             all.dealloc(large, layout(3 * MIB));
             all.dealloc(other, layout(9 * MIB));
+            // Alignments beyond a page are the system's.
+            let aligned = Layout::from_size_align(2 * MIB, 8192).unwrap();
+            let at = all.alloc(aligned);
+            assert!(at.addr().is_multiple_of(8192));
+            all.dealloc(at, aligned);
         }
     }
 
-    #[test]
-    fn threads_never_share_a_block() {
+    fn many_threads() {
         std::thread::scope(|scope| {
             for id in 0..8u8 {
                 scope.spawn(move || {

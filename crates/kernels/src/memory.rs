@@ -9,7 +9,8 @@ use crate::lanes::Element;
 /// Tells the allocator to keep big buffers instead of returning them to the system at each free.
 ///
 /// A training step allocates and frees the same large tensors again and again; glibc maps each anew by default, and the
-/// page faults then cost more than the arithmetic. Call it first thing in `main`. Elsewhere than glibc it does nothing.
+/// page faults then cost more than the arithmetic. Call it first thing in `main`. Elsewhere than glibc it does nothing. Under
+/// [`KeepLarge`](crate::allocator::KeepLarge) it is for blocks below 1 MiB.
 pub fn keep_large_allocations() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -315,28 +315,44 @@ fn what_a_query_does_not_see_changes_nothing() {
     }
 }
 
-#[test]
-fn nan_is_not_hidden() {
+fn nan_reaches_its_row<T: Element>() {
     for (tq, tk) in [(30, 30), (1, 30)] {
         for which in 0..3 {
-            let mut problem = Problem::<f32>::causal(sizes(1, tq, tk, (1, 1), 16));
+            let mut problem = Problem::<T>::causal(sizes(1, tq, tk, (1, 1), 16));
+            let nan = T::from_f32(f32::NAN);
             match which {
-                0 => problem.q[(tq - 1) * 16] = f32::NAN,
-                1 => problem.k[7 * 16] = f32::NAN,
-                _ => problem.v[7 * 16] = f32::NAN,
+                0 => problem.q[(tq - 1) * 16] = nan,
+                1 => problem.k[7 * 16] = nan,
+                _ => problem.v[7 * 16] = nan,
             }
             for level in LEVELS {
                 let got = problem.run(level);
-                assert!(got.out[(tq - 1) * 16].is_nan(), "{which} {level:?} tq {tq}");
+                assert!(got.out[(tq - 1) * 16].to_f32().is_nan(), "{which} {level:?} tq {tq}");
+                // Queries before the seventh do not see it.
+                let hidden = tq == 1 || got.out[..7 * 16].iter().all(|x| x.to_f32().is_finite());
+                assert!(hidden || which == 0, "{which} {level:?}: it reached rows that do not see it");
             }
         }
     }
 }
 
 #[test]
-fn threads_do_not_change_a_bit() {
+fn nan_is_not_hidden() {
+    nan_reaches_its_row::<f32>();
+    nan_reaches_its_row::<bf16>();
+}
+
+/// Whether a value is NaN or not: the same bits.
+fn bits<T: Element>(x: &[T]) -> Vec<u32> {
+    x.iter().map(|x| x.to_f32().to_bits()).collect()
+}
+
+fn threads_agree<T: Element>(with_nan: bool) {
     let (lo, hi) = ragged(2, 300, 9);
-    let problem = Problem::<f32>::new(sizes(2, 300, 300, (4, 2), 64), lo, hi);
+    let mut problem = Problem::<T>::new(sizes(2, 300, 300, (4, 2), 64), lo, hi);
+    if with_nan {
+        problem.v[250 * 2 * 64] = T::from_f32(f32::NAN);
+    }
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| problem.run(Level::Avx512))
@@ -345,10 +361,30 @@ fn threads_do_not_change_a_bit() {
     // 3 and 16 threads take the path that cuts up keys and queries.
     for threads in [2, 3, 16] {
         let many = run(threads);
-        assert_eq!(one.out, many.out);
-        assert_eq!(one.lse, many.lse);
-        assert_eq!((&one.dq, &one.dk, &one.dv), (&many.dq, &many.dk, &many.dv), "{threads} threads");
+        assert_eq!(bits(&one.out), bits(&many.out), "{threads} threads");
+        assert_eq!(bits(&one.lse), bits(&many.lse), "{threads} threads");
+        for (one, many) in [(&one.dq, &many.dq), (&one.dk, &many.dk), (&one.dv, &many.dv)] {
+            assert_eq!(bits(one), bits(many), "{threads} threads");
+        }
     }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    for with_nan in [false, true] {
+        threads_agree::<f32>(with_nan);
+        threads_agree::<bf16>(with_nan);
+    }
+}
+
+#[test]
+fn no_queries_give_no_gradients() {
+    let (dq, dk, dv) = {
+        let problem = Problem::<bf16>::new(sizes(1, 0, 5, (2, 1), 8), vec![], vec![]);
+        let got = problem.run(Level::Avx512);
+        (got.dq, got.dk, got.dv)
+    };
+    assert!(dq.is_empty() && dk.iter().chain(&dv).all(|x| *x == bf16::ZERO) && dk.len() == 40);
 }
 
 #[test]

@@ -37,10 +37,10 @@ pub(super) trait Arithmetic<T: Element>: Copy + Send + Sync {
     fn pack_steps(self, src: &Heads<'_, T>, head: Head, rows: (usize, usize), dst: &mut [f32], padded: usize) -> bool;
 
     /// Rows of `TILE_KEYS` values in words along the keys.
-    fn words<'a>(self, rows: &'a [f32], words: &'a mut [f32]);
+    fn words(self, rows: &[f32], words: &mut [f32]);
 
     /// Rows of `TILE_KEYS` values as rows of as many words, of which each holds a key of `PER_WORD` rows.
-    fn steps<'a>(self, rows: &'a [f32], words: &'a mut [f32]);
+    fn steps(self, rows: &[f32], words: &mut [f32]);
 }
 
 /// f32, to which values are widened. Squares are words as they are: nothing is left to do for them.
@@ -74,9 +74,9 @@ impl<T: Element> Arithmetic<T> for Widened {
         pack_rows(self.0, src, head, rows, 1.0, dst, padded)
     }
 
-    fn words<'a>(self, _: &'a [f32], _: &'a mut [f32]) {}
+    fn words(self, _: &[f32], _: &mut [f32]) {}
 
-    fn steps<'a>(self, _: &'a [f32], _: &'a mut [f32]) {}
+    fn steps(self, _: &[f32], _: &mut [f32]) {}
 }
 
 /// Words of a square of `rows` rows that [`Arithmetic::words`] and [`Arithmetic::steps`] write: none where it serves itself.

@@ -45,7 +45,8 @@ pub fn attention_backward<T: Element>(
     run_all(Pairs::native::<T>(level, inputs.scale), Widened(level), inputs, saved, dq, dk, dv);
 }
 
-/// In `pairs`, if there are any, or else `widened`.
+/// In `pairs`, if there are any and every value that is met is finite: one that is not would meet rows that do not see it. Else
+/// `widened`, all of it, so that no result depends on how the work was dealt.
 pub(super) fn run_all<T: Element>(
     pairs: Option<Pairs>,
     widened: Widened,
@@ -55,14 +56,26 @@ pub(super) fn run_all<T: Element>(
     dk: &mut [T],
     dv: &mut [T],
 ) {
-    let Sizes { b, tq, tk, g, .. } = inputs.sizes;
+    if inputs.sizes.tq == 0 {
+        dk.fill(T::ZERO);
+        return dv.fill(T::ZERO);
+    }
     let run = Run { level: widened.0, dq: SharedRows::new(dq), dk: SharedRows::new(dk), dv: SharedRows::new(dv) };
-    // In pairs what is not finite would meet rows that do not see it: then in f32, which leaves it out.
+    if !pairs.is_some_and(|pairs| every_task(pairs, inputs, saved, run)) {
+        every_task(widened, inputs, saved, run);
+    }
+}
+
+/// False as soon as a task is.
+fn every_task<T: Element, A: Arithmetic<T>>(
+    arithmetic: A,
+    inputs: &Inputs<'_, T>,
+    saved: &Saved<'_, T>,
+    run: Run<T>,
+) -> bool {
+    let Sizes { b, tq, tk, g, .. } = inputs.sizes;
     let task = |head: Head, queries: (usize, usize), keys: (usize, usize), wanted: Wanted| {
-        let part = Part { head, queries, keys, wanted };
-        if !pairs.is_some_and(|pairs| task(pairs, inputs, saved, run, part)) {
-            task(widened, inputs, saved, run, part);
-        }
+        task(arithmetic, inputs, saved, run, Part { head, queries, keys, wanted })
     };
     let heads = b * g;
     let threads = rayon::current_num_threads();
@@ -70,25 +83,25 @@ pub(super) fn run_all<T: Element>(
     // One task a head computes each tile once: 5 products. Where that would leave over 2 of 7 threads idle, queries and
     // keys are cut up on their own: 7 products, the same sums in the same order.
     if heads * 7 >= heads.div_ceil(threads) * threads * 5 {
-        (0..heads).into_par_iter().for_each(|at| {
+        return (0..heads).into_par_iter().all(|at| {
             let head = Head { b: at / g, h: at % g };
-            task(head, (0, tq), (0, tiles), Wanted { dq: true, dkv: true });
+            task(head, (0, tq), (0, tiles), Wanted { dq: true, dkv: true })
         });
-        return;
     }
     let pieces = (4 * threads).div_ceil(heads.max(1)).max(1);
     let per_piece = tiles.div_ceil(pieces).max(1);
-    (0..heads * tiles.div_ceil(per_piece)).into_par_iter().for_each(|at| {
+    let keys_done = (0..heads * tiles.div_ceil(per_piece)).into_par_iter().all(|at| {
         let (head, first) = (Head { b: at % heads / g, h: at % g }, at / heads * per_piece);
         let keys = (first, (first + per_piece).min(tiles));
-        task(head, (0, tq), keys, Wanted { dq: false, dkv: true });
+        task(head, (0, tq), keys, Wanted { dq: false, dkv: true })
     });
     let per_piece = tq.div_ceil(pieces).max(TILE_ROWS).next_multiple_of(TILE_ROWS);
-    (0..heads * tq.div_ceil(per_piece)).into_par_iter().for_each(|at| {
-        let (head, first) = (Head { b: at % heads / g, h: at % g }, at / heads * per_piece);
-        let queries = (first, (first + per_piece).min(tq));
-        task(head, queries, (0, tiles), Wanted { dq: true, dkv: false });
-    });
+    keys_done
+        && (0..heads * tq.div_ceil(per_piece)).into_par_iter().all(|at| {
+            let (head, first) = (Head { b: at % heads / g, h: at % g }, at / heads * per_piece);
+            let queries = (first, (first + per_piece).min(tq));
+            task(head, queries, (0, tiles), Wanted { dq: true, dkv: false })
+        })
 }
 
 #[derive(Clone, Copy)]

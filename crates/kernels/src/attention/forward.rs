@@ -32,7 +32,8 @@ pub fn attention_forward<T: Element>(level: Level, inputs: &Inputs<'_, T>, out: 
     run_all(Pairs::native::<T>(level, inputs.scale), Widened(level), inputs, out, lse);
 }
 
-/// In `pairs`, if there are any, or else `widened`.
+/// In `pairs`, if there are any and every value that is met is finite: one that is not would meet rows that do not see it. Else
+/// `widened`, all of it, so that no result depends on how the work was dealt.
 pub(super) fn run_all<T: Element>(
     pairs: Option<Pairs>,
     widened: Widened,
@@ -40,21 +41,24 @@ pub(super) fn run_all<T: Element>(
     out: &mut [T],
     lse: &mut [f32],
 ) {
-    let Sizes { b, tq, g, .. } = inputs.sizes;
     let run = Run { level: widened.0, out: SharedRows::new(out), lse: SharedRows::new(lse) };
+    if !pairs.is_some_and(|pairs| every_task(pairs, inputs, run)) {
+        every_task(widened, inputs, run);
+    }
+}
+
+/// False as soon as a task is.
+fn every_task<T: Element, A: Arithmetic<T>>(arithmetic: A, inputs: &Inputs<'_, T>, run: Run<T>) -> bool {
+    let Sizes { b, tq, g, .. } = inputs.sizes;
     let queries = queries_per_task(b * g, tq, inputs.sizes.group());
     let blocks = tq.div_ceil(queries);
-    (0..b * g * blocks).into_par_iter().for_each(|task| {
+    (0..b * g * blocks).into_par_iter().all(|task| {
         // Late blocks see most keys under a causal mask: they go first.
         let block = blocks - 1 - task / (b * g);
         let (ib, ig) = (task % (b * g) / g, task % g);
         let t0 = block * queries;
-        let (head, t1) = (Head { b: ib, h: ig }, (t0 + queries).min(tq));
-        // In pairs what is not finite would meet rows that do not see it: then in f32, which leaves it out.
-        if !pairs.is_some_and(|pairs| forward_task(pairs, inputs, run, head, t0, t1)) {
-            forward_task(widened, inputs, run, head, t0, t1);
-        }
-    });
+        forward_task(arithmetic, inputs, run, Head { b: ib, h: ig }, t0, (t0 + queries).min(tq))
+    })
 }
 
 /// As many as fill a task, fewer where that would leave threads idle. Results do not depend on it.

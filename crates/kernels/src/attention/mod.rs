@@ -9,7 +9,8 @@
 //!
 //! Results do not depend on the number of threads: each output is one chain of additions over the keys (or queries) in
 //! order. Where a value outside a query's range could only be multiplied by zero it changes nothing, and where it is
-//! infinite or NaN it is left out of the product.
+//! infinite or NaN it is left out of the product. bf16 on a CPU with instructions for it is multiplied in pairs (`pairs`), unless
+//! an operand is infinite or NaN: then the whole call is in f32, and its finite results may differ in their rounding.
 
 mod arithmetic;
 mod backward;

@@ -1,4 +1,4 @@
-//! Tiles widened to f32 in per-thread scratch.
+//! Tiles in per-thread scratch, widened to f32; words of either kind turned.
 
 use crate::lanes::{Element, simd_fn};
 

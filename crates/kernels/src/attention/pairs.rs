@@ -76,7 +76,7 @@ impl<T: Element> Arithmetic<T> for Pairs {
         src.as_bf16().is_some_and(|src| interleave_rows(self.level, &src, head, rows, halves(dst), padded))
     }
 
-    fn words<'a>(self, rows: &'a [f32], words: &'a mut [f32]) {
+    fn words(self, rows: &[f32], words: &mut [f32]) {
         assert!(rows.len().is_multiple_of(TILE_KEYS) && words.len() * 2 >= rows.len());
         #[cfg(target_arch = "x86_64")]
         if self.native {
@@ -86,7 +86,7 @@ impl<T: Element> Arithmetic<T> for Pairs {
         halves(words).iter_mut().zip(rows).for_each(|(half, x)| *half = bf16::from_f32(*x));
     }
 
-    fn steps<'a>(self, rows: &'a [f32], words: &'a mut [f32]) {
+    fn steps(self, rows: &[f32], words: &mut [f32]) {
         assert!(rows.len().is_multiple_of(TILE_KEYS));
         assert!(words.len() * 2 >= rows.len().next_multiple_of(2 * TILE_KEYS));
         #[cfg(target_arch = "x86_64")]

@@ -15,6 +15,14 @@ pub(super) fn product(
     (b, sb): (&[bf16], Strides),
     out: Out,
 ) {
+    assert!(sa.reach(m, k) <= a.len(), "matrix product: a slice is too short");
+    if m == 0 || n == 0 || k == 0 {
+        return match out {
+            Out::Bf16(c, false) => c[..m * n].fill(bf16::ZERO),
+            Out::F32(c, false) => c[..m * n].fill(0.0),
+            Out::Bf16(_, true) | Out::F32(_, true) => {}
+        };
+    }
     let b = widen(&b[..k * n]);
     let (out, add) = match out {
         // Widened in the order in which it lies, but without gaps.
