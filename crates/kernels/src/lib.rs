@@ -20,6 +20,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod allocator;
+mod amx;
 pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;

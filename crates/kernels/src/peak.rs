@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use crate::simd::{Level, level};
+use crate::simd::{self, Bf16, Level, level};
 
 /// How long a measure takes.
 const BUDGET: Duration = Duration::from_millis(200);
@@ -33,7 +33,7 @@ pub fn f32_flops() -> f64 {
     *PEAK.get_or_init(|| {
         let (chain, flops): (fn(u64), usize) = match level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => (x86::f32_avx512, 2 * 16),
+            Level::Avx512 | Level::Amx => (x86::f32_avx512, 2 * 16),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => (x86::f32_avx2, 2 * 8),
             _ => (portable, 2 * PORTABLE_LANES),
@@ -45,24 +45,27 @@ pub fn f32_flops() -> f64 {
 /// Peak FLOP/s of all threads on bf16 products summed in f32. Where the CPU has no such instruction, or a lower
 /// [`level`] is in use, bf16 is widened and this is [`f32_flops`].
 pub fn bf16_flops() -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    if native_bf16() {
-        static PEAK: OnceLock<f64> = OnceLock::new();
-        return *PEAK.get_or_init(|| measure(x86::bf16_avx512, (2 * 32 * CHAINS) as f64));
-    }
-    f32_flops()
+    static PEAK: OnceLock<f64> = OnceLock::new();
+    let (chain, flops): (fn(u64), usize) = match simd::bf16(level()) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Some(Bf16::Tiles) => (tiles, crate::amx::Tiles::BUSY_FLOPS),
+        #[cfg(target_arch = "x86_64")]
+        Some(Bf16::Pairs) => (x86::bf16_avx512, 2 * 32 * CHAINS),
+        _ => return f32_flops(),
+    };
+    *PEAK.get_or_init(|| measure(chain, flops as f64))
 }
 
-/// True if the CPU multiplies bf16 itself (AVX-512 BF16) and the [`level`] in use allows it.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles(turns: u64) {
+    if let Some(amx) = crate::amx::Amx::new() {
+        crate::amx::Tiles::configure(amx).busy(turns);
+    }
+}
+
+/// True if bf16 is multiplied by instructions for it (see [`simd::bf16`]) at the [`level`] in use.
 pub fn native_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
+    simd::bf16(level()).is_some()
 }
 
 /// Memory bandwidth of all threads together, over buffers of 256 MiB.

@@ -11,6 +11,53 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// AVX-512 and AMX's tiles of bf16.
+    Amx,
+}
+
+/// Instructions that multiply bf16 and add in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bf16 {
+    /// AVX512-BF16: pairs, in vectors.
+    Pairs,
+    /// AMX: tiles.
+    Tiles,
+}
+
+/// With which instructions bf16 is multiplied at `level`; `None` if it is widened to f32.
+///
+/// Intel's cores take two passes for a vector of pairs and then do no more of them than f32 of half the width: there
+/// widening is faster, and only tiles are worth it.
+pub fn bf16(level: Level) -> Option<Bf16> {
+    if level >= Level::Amx && crate::amx::Amx::new().is_some() {
+        return Some(Bf16::Tiles);
+    }
+    (level >= Level::Avx512 && has_pairs() && !slow_pairs()).then_some(Bf16::Pairs)
+}
+
+/// Whether this CPU has AVX512-BF16.
+pub(crate) fn has_pairs() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        crate::lanes::Avx512::new().is_some() && (cfg!(tallow_emulated) || std::is_x86_feature_detected!("avx512bf16"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Whether this CPU is Intel's.
+fn slow_pairs() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static INTEL: OnceLock<bool> = OnceLock::new();
+        *INTEL.get_or_init(|| {
+            let vendor = std::arch::x86_64::__cpuid(0);
+            let text = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+            !cfg!(tallow_emulated) && text.as_flattened() == b"GenuineIntel"
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// `TALLOW_SIMD` holds what is not a level, or one that this CPU lacks.
@@ -27,7 +74,7 @@ impl std::error::Error for UnknownLevel {}
 impl std::fmt::Display for UnknownLevel {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let Self { value, best } = self;
-        write!(f, "TALLOW_SIMD = {value:?}: expected scalar, avx2 or avx512; the best of this CPU is {best:?}")
+        write!(f, "TALLOW_SIMD = {value:?}: expected scalar, avx2, avx512 or amx; the best of this CPU is {best:?}")
     }
 }
 
@@ -38,13 +85,14 @@ impl Level {
             "scalar" => Some(Level::Scalar),
             "avx2" => Some(Level::Avx2),
             "avx512" => Some(Level::Avx512),
+            "amx" => Some(Level::Amx),
             _ => None,
         };
         level.filter(|level| *level <= best).ok_or_else(|| UnknownLevel { value: value.into(), best })
     }
 }
 
-/// Reads `TALLOW_SIMD` (`scalar`, `avx2`, `avx512`; the best of this CPU where it is not set), for an error early on.
+/// Reads `TALLOW_SIMD` (`scalar`, `avx2`, `avx512`, `amx`; the best of this CPU where it is not set), for an error early on.
 ///
 /// # Errors
 /// If it names no level, or one that this CPU lacks.
@@ -64,7 +112,9 @@ pub fn level() -> Level {
 /// The best level of this CPU.
 #[cfg(target_arch = "x86_64")]
 pub fn best() -> Level {
-    if crate::lanes::Avx512::new().is_some() {
+    if crate::amx::Amx::new().is_some() {
+        Level::Amx
+    } else if crate::lanes::Avx512::new().is_some() {
         Level::Avx512
     } else if crate::lanes::Avx2::new().is_some() {
         Level::Avx2

@@ -7,7 +7,7 @@ use half::bf16;
 
 use crate::lanes::{Element, Portable, simd_fn};
 use crate::memory::halves;
-use crate::simd::Level;
+use crate::simd::{Bf16, Level};
 
 use super::arithmetic::Arithmetic;
 use super::pack::{AHEAD, Head, prefetch};
@@ -26,12 +26,7 @@ impl Pairs {
     /// when they are scaled.
     pub(super) fn native<T: Element>(level: Level, scale: f32) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        if T::as_bf16(&[]).is_some()
-            && scale > 0.0
-            && level >= Level::Avx512
-            && crate::lanes::Avx512::new().is_some()
-            && std::is_x86_feature_detected!("avx512bf16")
-        {
+        if T::as_bf16(&[]).is_some() && scale > 0.0 && crate::simd::bf16(level) == Some(Bf16::Pairs) {
             return Some(Self { level, native: true });
         }
         let _ = (level, scale);

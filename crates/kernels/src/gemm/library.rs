@@ -40,7 +40,7 @@ impl Product<'_> {
         match level {
             Level::Scalar => self.scalar(),
             Level::Avx2 => self.avx2(),
-            Level::Avx512 => self.best(),
+            Level::Avx512 | Level::Amx => self.best(),
         }
         // There are no levels elsewhere.
         #[cfg(not(target_arch = "x86_64"))]

@@ -1,10 +1,11 @@
-//! bf16 products on AVX512-BF16: `vdpbf16ps` multiplies pairs of bf16 and adds both products to an f32 lane.
+//! bf16 products on instructions for bf16: `vdpbf16ps` of AVX512-BF16 multiplies pairs of bf16 and adds both products to an f32
+//! lane, `tdpbf16ps` of AMX does so for tiles of 16 x 16 sums (`kernel`).
 //!
 //! Blocking after Goto and van de Geijn (2008). The result is dealt to the threads as a grid of rows and columns. A part
 //! packs the columns of `b` that it needs next, all of them where they are few, and takes its rows of `a` in blocks that
-//! stay in L2; where the inner dimension is long, it goes over it in segments and holds sums. The inner loop keeps a 12 x 32
-//! tile in 24 registers; its loads (176 bytes for 24 multiply-adds) come from L2 without stalling, so panels need not fit L1.
+//! stay in L2; where the inner dimension is long, it goes over it in segments and holds sums.
 
+mod kernel;
 mod pack;
 mod store;
 
@@ -13,18 +14,20 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use self::pack::{Operand, pack};
+use self::kernel::{Ready, Tile};
+use self::pack::Operand;
 use self::store::{Target, add_tile};
 use super::{Out, Strides, elements};
 use crate::memory::{as_bf16, with_scratch};
 
-/// Rows and columns of a tile.
-const MR: usize = 12;
+pub(super) use self::kernel::Kernel;
+
+/// Columns of a tile.
 const NR: usize = 32;
 /// How much is packed at once.
 #[derive(Clone, Copy, Debug)]
 struct Blocking {
-    /// Elements of the inner dimension between two visits of the result; even.
+    /// Elements of the inner dimension between two visits of the result; a multiple of a panel's unit.
     depth: usize,
     /// Elements of `a`: they are read again for every panel of `b`, from L2.
     a: usize,
@@ -36,33 +39,11 @@ struct Blocking {
     rows: usize,
 }
 
-/// 256 KiB of `a`, 2 MiB of `b` (512 KiB if it is used once), sums of at most 2 MiB.
-const BLOCKING: Blocking = Blocking { depth: 2048, a: 1 << 17, b: 1 << 20, b_once: 1 << 18, rows: 1020 };
+/// For pairs: 256 KiB of `a`, 2 MiB of `b` (512 KiB if it is used once), sums of at most 2 MiB.
+const PAIRS: Blocking = Blocking { depth: 2048, a: 1 << 17, b: 1 << 20, b_once: 1 << 18, rows: 1020 };
 
-type Tile = [[f32; NR]; MR];
-
-/// `tile = a panel x b panel` with some instruction set; overwrites all of the tile.
-///
-/// # Safety
-/// The CPU has that instruction set.
-type Multiply = unsafe fn(&[bf16], &[bf16], &mut Tile);
-
-/// How tiles are multiplied; to have one is the proof that this CPU can.
-#[derive(Clone, Copy)]
-pub(super) struct Kernel(Multiply);
-
-impl Kernel {
-    /// `Some` if this CPU has the instructions and `TALLOW_SIMD` does not forbid them.
-    pub(super) fn native() -> Option<Self> {
-        #[cfg(target_arch = "x86_64")]
-        if crate::simd::level() >= crate::simd::Level::Avx512
-            && (cfg!(tallow_emulated) || std::is_x86_feature_detected!("avx512bf16"))
-        {
-            return Some(Self(multiply_avx512));
-        }
-        None
-    }
-}
+/// For tiles: a panel of `b` of at most 32 KiB, 256 KiB of `a`, 512 KiB of `b`, sums of at most 1 MiB.
+const TILES: Blocking = Blocking { depth: 512, a: 1 << 17, b: 1 << 18, b_once: 1 << 18, rows: 512 };
 
 pub(super) fn product(
     kernel: Kernel,
@@ -71,7 +52,7 @@ pub(super) fn product(
     b: (&[bf16], Strides),
     out: Out,
 ) {
-    blocked_product(kernel, BLOCKING, dims, a, b, out);
+    blocked_product(kernel, kernel.blocking(), dims, a, b, out);
 }
 
 fn blocked_product(
@@ -99,7 +80,7 @@ fn blocked_product(
         return;
     }
     let threads = if m.saturating_mul(n).saturating_mul(k) <= super::SERIAL { 1 } else { rayon::current_num_threads() };
-    let grid = Grid::new(m, n, threads);
+    let grid = Grid::new(kernel, (m, n), threads);
     let task = Task {
         kernel,
         blocking,
@@ -124,19 +105,21 @@ struct Grid {
     n: usize,
     down: usize,
     across: usize,
+    /// Rows of a tile.
+    tile: usize,
 }
 
 impl Grid {
-    /// The grid whose largest part takes the least time: its tiles, and packing its rows of `a` and columns of `b`, of which
-    /// a line is about a fifteenth of a tile.
-    fn new(m: usize, n: usize, threads: usize) -> Self {
+    /// The grid whose largest part takes the least time: its tiles, and packing its rows of `a` and columns of `b`.
+    fn new(kernel: Kernel, (m, n): (usize, usize), threads: usize) -> Self {
+        let tile = kernel.rows();
         let cost = |down: usize| {
-            let (tall, wide) = (m.div_ceil(MR).div_ceil(down), n.div_ceil(NR).div_ceil(threads / down));
-            15 * tall * wide + tall * MR + wide * NR
+            let (tall, wide) = (m.div_ceil(tile).div_ceil(down), n.div_ceil(NR).div_ceil(threads / down));
+            kernel.lines_per_tile() * tall * wide + tall * tile + wide * NR
         };
         let downs = (1..=threads).filter(|down| threads.is_multiple_of(*down));
         let down = downs.min_by_key(|down| cost(*down)).unwrap_or(1);
-        Self { m, n, down, across: threads / down }
+        Self { m, n, down, across: threads / down, tile }
     }
 
     fn parts(self) -> usize {
@@ -149,7 +132,7 @@ impl Grid {
             let width = len.div_ceil(parts).next_multiple_of(tile);
             len.min(at * width)..len.min((at + 1) * width)
         };
-        (cut(self.m, self.down, MR, index / self.across), cut(self.n, self.across, NR, index % self.across))
+        (cut(self.m, self.down, self.tile, index / self.across), cut(self.n, self.across, NR, index % self.across))
     }
 }
 
@@ -179,53 +162,57 @@ impl Task<'_> {
         if rows.is_empty() || cols.is_empty() {
             return;
         }
+        let (kernel, tile_rows) = (self.kernel, self.kernel.rows());
         let Blocking { depth, a, b, b_once, rows: most_rows } = self.blocking;
         let several = self.k > depth;
-        let depth = depth.min(self.k.next_multiple_of(2));
-        let held = if several { even(rows.len(), most_rows, MR) } else { rows.len().next_multiple_of(MR) };
-        let height = even(rows.len().min(held), a / depth, MR);
+        let depth = depth.min(self.k.next_multiple_of(kernel.unit()));
+        let held =
+            if several { even(rows.len(), most_rows, tile_rows) } else { rows.len().next_multiple_of(tile_rows) };
+        let height = even(rows.len().min(held), a / depth, tile_rows);
         let width = even(cols.len(), if height >= rows.len() { b_once } else { b } / depth, NR);
         let sums = if several { held * width } else { 0 };
         with_scratch([height * depth / 2, width * depth / 2, sums], |[packed_a, packed_b, sums]| {
             let (packed_a, packed_b) = (as_bf16(packed_a), as_bf16(packed_b));
-            for cols in blocks(cols, width) {
-                for rows in blocks(rows.clone(), held) {
-                    sums.fill(0.0);
-                    for steps in blocks(0..self.k, depth) {
-                        pack::<NR>(packed_b, self.b, cols.clone(), steps.clone());
-                        for block in blocks(rows.clone(), height) {
-                            pack::<MR>(packed_a, self.a, block.clone(), steps.clone());
-                            let stride = cols.len().next_multiple_of(NR);
-                            let sums = sums.get_mut((block.start - rows.start) * stride..).unwrap_or_default();
-                            self.block(packed_a, packed_b, sums, (block, cols.clone(), steps.clone()));
+            kernel.ready(|ready| {
+                for cols in blocks(cols, width) {
+                    for rows in blocks(rows.clone(), held) {
+                        sums.fill(0.0);
+                        for steps in blocks(0..self.k, depth) {
+                            kernel.pack_b(packed_b, self.b, cols.clone(), steps.clone());
+                            for block in blocks(rows.clone(), height) {
+                                kernel.pack_a(packed_a, self.a, block.clone(), steps.clone());
+                                let stride = cols.len().next_multiple_of(NR);
+                                let sums = sums.get_mut((block.start - rows.start) * stride..).unwrap_or_default();
+                                self.block(&ready, packed_a, packed_b, sums, (block, cols.clone(), steps.clone()));
+                            }
                         }
                     }
                 }
-            }
+            });
         });
     }
 
     /// Everything that a packed block of `a` and one of `b` give.
     fn block(
         &self,
+        ready: &Ready,
         packed_a: &[bf16],
         packed_b: &[bf16],
         sums: &mut [f32],
         (rows, cols, steps): (Range<usize>, Range<usize>, Range<usize>),
     ) {
-        let depth = steps.len().next_multiple_of(2);
+        let (depth, tile_rows) = (steps.len().next_multiple_of(self.kernel.unit()), self.kernel.rows());
         let stride = cols.len().next_multiple_of(NR);
         let level = crate::simd::level();
-        let mut tile = [[0f32; NR]; MR];
+        let mut tile = Tile::zero();
         for (col, panel_b) in blocks(cols.clone(), NR).zip(packed_b.chunks_exact(depth * NR)) {
-            for (row, panel_a) in blocks(rows.clone(), MR).zip(packed_a.chunks_exact(depth * MR)) {
-                // SAFETY: there is a kernel only where the CPU has its instructions.
-                unsafe { (self.kernel.0)(panel_a, panel_b, &mut tile) };
+            for (row, panel_a) in blocks(rows.clone(), tile_rows).zip(packed_a.chunks_exact(depth * tile_rows)) {
+                ready.multiply(panel_a, panel_b, &mut tile);
                 let (values, stride) = if sums.is_empty() {
-                    (tile.as_flattened(), NR)
+                    (tile.rows(tile_rows).as_flattened(), NR)
                 } else {
                     let held = &mut sums[(row.start - rows.start) * stride + (col.start - cols.start)..];
-                    add_tile(level, &tile, held, stride);
+                    add_tile(level, tile.rows(tile_rows), held, stride);
                     (&*held, stride)
                 };
                 if steps.end == self.k {
@@ -237,67 +224,12 @@ impl Task<'_> {
     }
 }
 
-/// `tile = a panel x b panel`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn multiply_avx512(a: &[bf16], b: &[bf16], tile: &mut Tile) {
-    use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-        _mm512_storeu_ps,
-    };
-    let pairs = b.len() / (2 * NR);
-    assert!(a.len() >= pairs * 2 * MR);
-    let mut sums = [[_mm512_setzero_ps(); 2]; MR];
-    let (mut pa, mut pb) = (a.as_ptr().cast::<i32>(), b.as_ptr().cast::<__m512i>());
-    for _ in 0..pairs {
-        // SAFETY: both panels hold `pairs` steps of 12 and 32 pairs (asserted above for `a`, by its length for `b`), and
-        // every bit pattern is a valid bf16 pair.
-        unsafe {
-            let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(pb));
-            let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(pb.add(1)));
-            for (r, row) in sums.iter_mut().enumerate() {
-                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(pa.add(r).read_unaligned()));
-                row[0] = _mm512_dpbf16_ps(row[0], x, b0);
-                row[1] = _mm512_dpbf16_ps(row[1], x, b1);
-            }
-            pa = pa.add(MR);
-            pb = pb.add(2);
-        }
-    }
-    for (row, values) in tile.iter_mut().zip(sums) {
-        let [left, right]: [__m512; 2] = values;
-        // SAFETY: a row of the tile holds two vectors.
-        unsafe {
-            _mm512_storeu_ps(row.as_mut_ptr(), left);
-            _mm512_storeu_ps(row.as_mut_ptr().add(16), right);
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
     use super::super::{plain, tests::whole, turned};
+    use super::kernel::all as kernels;
     use super::*;
-
-    /// The tile product without the instruction, so that packing and blocking are tested on every CPU.
-    fn multiply_scalar(a: &[bf16], b: &[bf16], tile: &mut Tile) {
-        let pairs = b.len() / (2 * NR);
-        assert!(b.len() == pairs * 2 * NR && a.len() == pairs * 2 * MR);
-        *tile = [[0.0; NR]; MR];
-        for (a, b) in a.chunks_exact(2 * MR).zip(b.chunks_exact(2 * NR)) {
-            for (row, a) in tile.iter_mut().zip(a.as_chunks::<2>().0) {
-                for (sum, b) in row.iter_mut().zip(b.as_chunks::<2>().0) {
-                    *sum += a[0].to_f32() * b[0].to_f32() + a[1].to_f32() * b[1].to_f32();
-                }
-            }
-        }
-    }
-
-    fn kernels() -> Vec<(&'static str, Kernel)> {
-        let native = Kernel::native().map(|kernel| ("native", kernel));
-        [("emulated", Kernel(multiply_scalar))].into_iter().chain(native).collect()
-    }
 
     /// Blocks so small that most shapes have several of each kind, one that is uneven among them.
     const SMALL: [Blocking; 3] = [
@@ -306,8 +238,18 @@ mod tests {
         Blocking { depth: 2, a: 1, b: 1, b_once: 1, rows: 1 },
     ];
 
+    impl Blocking {
+        /// With a depth that panels can have.
+        fn in_units_of(self, unit: usize) -> Self {
+            Self { depth: self.depth.next_multiple_of(unit), ..self }
+        }
+    }
+
     /// `(m, n, k)` at, below and above a tile, a pair and a segment.
-    const SHAPES: [(usize, usize, usize); 23] = [
+    const SHAPES: [(usize, usize, usize); 26] = [
+        (32, 32, 32),
+        (33, 65, 31),
+        (47, 95, 545),
         (1, 1, 1),
         (1, 33, 2),
         (2, 1, 3),
@@ -356,9 +298,9 @@ mod tests {
             {
                 let (a, b) = ((&a[..], sa), (&b[..], sb));
                 let want = exact(dims, a, b);
-                let blockings = [BLOCKING].into_iter().chain(SMALL);
+                let blockings = [PAIRS, TILES].into_iter().chain(SMALL);
                 for ((name, kernel), blocking) in
-                    kernels().into_iter().flat_map(|k| blockings.clone().map(move |b| (k, b)))
+                    kernels().into_iter().flat_map(|k| blockings.clone().map(move |b| (k, b.in_units_of(k.1.unit()))))
                 {
                     let what = format!("{name} {layout} {dims:?} {blocking:?}");
                     let (mut rounded, mut set, mut added) =
@@ -399,20 +341,22 @@ mod tests {
     /// Every element is in one part.
     #[test]
     fn a_grid_deals_every_element_once() {
-        for (m, n) in [(1, 1), (1, 50_257), (16, 128), (384, 1024), (2048, 384), (13, 33), (5000, 7)] {
-            for threads in [1, 2, 3, 4, 7, 12, 16] {
-                let grid = Grid::new(m, n, threads);
-                assert_eq!(grid.parts(), threads);
-                let (mut rows, mut area) = (vec![0; m], 0);
-                for (r, c) in (0..threads).map(|part| grid.part(part)) {
-                    area += r.len() * c.len();
-                    r.for_each(|row| rows[row] += c.len());
+        for (_, kernel) in kernels() {
+            for (m, n) in [(1, 1), (1, 50_257), (16, 128), (384, 1024), (2048, 384), (13, 33), (5000, 7)] {
+                for threads in [1, 2, 3, 4, 7, 12, 16] {
+                    let grid = Grid::new(kernel, (m, n), threads);
+                    assert_eq!(grid.parts(), threads);
+                    let (mut rows, mut area) = (vec![0; m], 0);
+                    for (r, c) in (0..threads).map(|part| grid.part(part)) {
+                        area += r.len() * c.len();
+                        r.for_each(|row| rows[row] += c.len());
+                    }
+                    assert!(area == m * n && rows.iter().all(|cols| *cols == n), "{m} {n} {threads}");
                 }
-                assert!(area == m * n && rows.iter().all(|cols| *cols == n), "{m} {n} {threads}");
             }
+            assert_eq!(Grid::new(kernel, (1, 50_257), 4).across, 4, "one row is dealt by columns");
+            assert_eq!(Grid::new(kernel, (2048, 32), 4).down, 4);
         }
-        assert_eq!(Grid::new(1, 50_257, 4).across, 4, "one row is dealt by columns");
-        assert_eq!(Grid::new(2048, 32, 4).down, 4);
     }
 
     /// What is not finite stays in its row and column: the zeros that fill up tiles and pairs meet no operand.

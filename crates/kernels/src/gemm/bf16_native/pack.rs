@@ -1,13 +1,16 @@
 //! Packing operands for the tile product: the two elements of a pair of the inner dimension side by side, then the lines
-//! of a panel, `[pair][line][2]`.
+//! of a panel, `[pair][line][2]`; what AMX multiplies from the left, as tiles of 16 lines of 32 steps.
 //!
 //! A product of a layer is small enough for its packing to show: at 500 GFLOP/s a thread an element of `b` meets all rows
-//! of `a` in a few nanoseconds. So both layouts move whole vectors: contiguous lines by transposing 8 x 8 pairs in
+//! of `a` in a few nanoseconds. So both layouts move whole vectors: contiguous lines by transposing 8 x 8 or 16 x 16 pairs in
 //! registers, lines of a transposed operand by interleaving two rows.
 
 use std::ops::Range;
 
 use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// An operand, as its panels see it: the lines (rows of `a`, columns of `b`) and the inner dimension.
 #[derive(Clone, Copy)]
@@ -19,18 +22,31 @@ pub(super) struct Operand<'a> {
     pub(super) step: usize,
 }
 
+impl Operand<'_> {
+    /// Lines and steps, not none of either, are within the values.
+    fn check(&self, lines: &Range<usize>, steps: &Range<usize>) {
+        let last = (lines.end - 1) * self.line + (steps.end - 1) * self.step;
+        assert!((self.line == 1 || self.step == 1) && last < self.values.len(), "panels beyond their operand");
+    }
+}
+
 /// Panels of interleaved lines that are packed side by side, so that each row of the operand is read in long pieces.
 const ABREAST: usize = 8;
 
-/// Packs the lines `lines` over the steps `steps` into panels of `W` lines, with zeros where there is no line, or no second
-/// step of the last pair. A panel has `2 W` elements a pair; what `packed` has behind the last panel stays.
-pub(super) fn pack<const W: usize>(packed: &mut [bf16], from: Operand, lines: Range<usize>, steps: Range<usize>) {
+/// Packs the lines `lines` over the steps `steps` into panels of `W` lines, `[pair][line][2]`, with zeros where there is no
+/// line and where steps are missing to a multiple of `unit`, which is even. What `packed` has behind the last panel stays.
+pub(super) fn pack_pairs<const W: usize>(
+    packed: &mut [bf16],
+    from: Operand,
+    lines: Range<usize>,
+    steps: Range<usize>,
+    unit: usize,
+) {
     if steps.is_empty() || lines.is_empty() {
         return;
     }
-    let last = (lines.end - 1) * from.line + (steps.end - 1) * from.step;
-    assert!((from.line == 1 || from.step == 1) && last < from.values.len(), "panels beyond their operand");
-    let size = steps.len().div_ceil(2) * 2 * W;
+    from.check(&lines, &steps);
+    let size = steps.len().next_multiple_of(unit) * W;
     let packed = &mut packed[..lines.len().div_ceil(W) * size];
     let abreast = if from.step == 1 { 1 } else { ABREAST };
     for (panels, first) in packed.chunks_mut(abreast * size).zip(lines.clone().step_by(abreast * W)) {
@@ -38,21 +54,75 @@ pub(super) fn pack<const W: usize>(packed: &mut [bf16], from: Operand, lines: Ra
         if lines.len() * size < panels.len() * W {
             panels.fill(bf16::ZERO);
         }
-        if steps.len() % 2 == 1 {
-            panels.chunks_exact_mut(size).for_each(|panel| panel[size - 2 * W..].fill(bf16::ZERO));
-        }
+        let whole = steps.len() / 2 * 2 * W;
+        panels.chunks_exact_mut(size).for_each(|panel| panel[whole..].fill(bf16::ZERO));
         if from.step == 1 {
             turn::<W>(panels, from, lines, &steps)
         } else {
-            interleave::<W>(panels, from, lines, &steps)
+            interleave::<W>(panels, from, lines, &steps, size)
         }
     }
+}
+
+/// Whether the CPU has vectors of 32 elements. scripts/emulate-avx512 lacks the instructions that move them.
+#[cfg(target_arch = "x86_64")]
+fn wide() -> bool {
+    crate::lanes::Avx512::new().is_some() && !cfg!(tallow_emulated)
+}
+
+/// Lines of a panel of tiles, and steps of one of its blocks.
+const BLOCK: usize = 32;
+
+/// Packs the lines `lines` over the steps `steps` into panels of 32 lines, `[block of 32 steps][line][step]`: pairs of tiles
+/// that are multiplied from the left. Zeros are where there is no line and where steps are missing to a whole block.
+pub(super) fn pack_tiles(packed: &mut [bf16], from: Operand, lines: Range<usize>, steps: Range<usize>) {
+    if steps.is_empty() || lines.is_empty() {
+        return;
+    }
+    from.check(&lines, &steps);
+    let size = steps.len().next_multiple_of(BLOCK) * BLOCK;
+    for (panel, first) in packed.chunks_exact_mut(size).zip(lines.clone().step_by(BLOCK)) {
+        let lines = first..lines.end.min(first + BLOCK);
+        if lines.len() < BLOCK {
+            panel.fill(bf16::ZERO);
+        } else if !steps.len().is_multiple_of(BLOCK) {
+            panel[size - BLOCK * BLOCK..].fill(bf16::ZERO);
+        }
+        if from.step == 1 {
+            for (place, line) in lines.enumerate() {
+                let (blocks, rest) = from.values[line * from.line..][steps.clone()].as_chunks::<BLOCK>();
+                let mut places = panel.as_chunks_mut::<BLOCK>().0[place..].iter_mut().step_by(BLOCK);
+                blocks.iter().zip(&mut places).for_each(|(block, to)| *to = *block);
+                if let Some(to) = places.next() {
+                    to[..rest.len()].copy_from_slice(rest);
+                }
+            }
+        } else {
+            let whole = if lines.len() == BLOCK { turned_blocks(panel, from, lines.start, &steps) } else { 0 };
+            for (at, step) in steps.clone().enumerate().skip(whole) {
+                let row = &from.values[step * from.step..][lines.clone()];
+                let places = &mut panel[at / BLOCK * BLOCK * BLOCK + at % BLOCK..];
+                row.iter().zip(places.iter_mut().step_by(BLOCK)).for_each(|(x, to)| *to = *x);
+            }
+        }
+    }
+}
+
+/// Packs the blocks of 32 steps of 32 neighbouring lines from `line` that are whole; returns how many steps they have.
+fn turned_blocks(panel: &mut [bf16], from: Operand, line: usize, steps: &Range<usize>) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if wide() {
+        // SAFETY: the CPU has AVX-512 F and BW.
+        return unsafe { avx512::turned_blocks(panel, from, line, steps) };
+    }
+    let _ = (panel, from, line, steps);
+    0
 }
 
 /// The steps of a line lie side by side: pairs are turned into columns, one panel.
 fn turn<const W: usize>(panel: &mut [bf16], from: Operand, lines: Range<usize>, steps: &Range<usize>) {
     let whole = transposed::<W>(panel, from, &lines, steps);
-    // What does not fill eight pairs, and everything where there are no such registers.
+    // What does not fill the registers, and everything where there are none.
     for (place, line) in lines.enumerate() {
         let values = &from.values[line * from.line..][steps.clone()][whole..];
         for (pair, two) in values.chunks(2).enumerate() {
@@ -65,14 +135,20 @@ fn turn<const W: usize>(panel: &mut [bf16], from: Operand, lines: Range<usize>, 
     }
 }
 
-/// Neighbouring lines lie side by side: two steps make a row of pairs, in several panels.
-fn interleave<const W: usize>(panels: &mut [bf16], from: Operand, lines: Range<usize>, steps: &Range<usize>) {
-    let (whole_panels, whole_pairs) = interleaved::<W>(panels, from, &lines, steps);
+/// Neighbouring lines lie side by side: two steps make a row of pairs, in several panels of `size` elements.
+fn interleave<const W: usize>(
+    panels: &mut [bf16],
+    from: Operand,
+    lines: Range<usize>,
+    steps: &Range<usize>,
+    size: usize,
+) {
+    let (whole_panels, whole_pairs) = interleaved::<W>(panels, from, &lines, steps, size);
     let pairs = steps.len().div_ceil(2);
-    for (at, panel) in panels.chunks_exact_mut(pairs * 2 * W).enumerate() {
+    for (at, panel) in panels.chunks_exact_mut(size).enumerate() {
         let lines = lines.start + at * W..lines.end.min(lines.start + (at + 1) * W);
         let done = if at < whole_panels { whole_pairs } else { 0 };
-        for (pair, out) in panel.as_chunks_mut::<2>().0.chunks_exact_mut(W).enumerate().skip(done) {
+        for (pair, out) in panel.as_chunks_mut::<2>().0.chunks_exact_mut(W).enumerate().take(pairs).skip(done) {
             for (second, step) in (steps.start + 2 * pair..steps.end).take(2).enumerate() {
                 let row = &from.values[step * from.step..][lines.clone()];
                 out.iter_mut().zip(row).for_each(|(two, x)| two[second] = *x);
@@ -88,18 +164,23 @@ fn interleaved<const W: usize>(
     from: Operand,
     lines: &Range<usize>,
     steps: &Range<usize>,
+    size: usize,
 ) -> (usize, usize) {
     use std::arch::x86_64::{
         __m128i, _mm_loadl_epi64, _mm_loadu_si128, _mm_storeu_si128, _mm_unpackhi_epi16, _mm_unpacklo_epi16,
     };
     const { assert!(W.is_multiple_of(4), "a row of a panel is of whole and half vectors") };
     let (count, pairs) = (lines.len() / W, steps.len() / 2);
-    let size = steps.len().div_ceil(2) * 2 * W;
-    assert!(count * size <= panels.len());
+    assert!(count * size <= panels.len() && pairs * 2 * W <= size);
     if count == 0 || pairs == 0 {
         return (count, pairs);
     }
     assert!((steps.end - 1) * from.step + lines.start + count * W <= from.values.len());
+    if W == BLOCK && wide() {
+        // SAFETY: the CPU has AVX-512 F and BW; what it reads and writes is asserted above.
+        unsafe { avx512::interleaved(panels, from, lines.start, steps, (count, pairs, size)) };
+        return (count, pairs);
+    }
     for pair in 0..pairs {
         // SAFETY: both steps are before `steps.end`, and the lines `lines.start..lines.start + count * W` of that are
         // within the operand (asserted); the panels hold `count` times `pairs` rows of 2 W elements (asserted). SSE2 is
@@ -128,12 +209,23 @@ fn interleaved<const W: usize>(
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn interleaved<const W: usize>(_: &mut [bf16], _: Operand, _: &Range<usize>, _: &Range<usize>) -> (usize, usize) {
+fn interleaved<const W: usize>(
+    _: &mut [bf16],
+    _: Operand,
+    _: &Range<usize>,
+    _: &Range<usize>,
+    _: usize,
+) -> (usize, usize) {
     (0, 0)
 }
 
-/// Packs the steps that come in groups of 16, eight pairs; returns how many they are.
+/// Packs the steps that come in groups of 16 or 32, in pairs; returns how many they are.
 fn transposed<const W: usize>(panel: &mut [bf16], from: Operand, lines: &Range<usize>, steps: &Range<usize>) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if W.is_multiple_of(16) && wide() {
+        // SAFETY: the CPU has AVX-512 F.
+        return unsafe { avx512::transposed::<W>(panel, from, lines, steps) };
+    }
     #[cfg(target_arch = "x86_64")]
     if std::is_x86_feature_detected!("avx2") {
         // SAFETY: the CPU has AVX2.
@@ -215,23 +307,32 @@ fn transpose(r: [std::arch::x86_64::__m256i; 8]) -> [std::arch::x86_64::__m256i;
 mod tests {
     use super::*;
 
-    fn check<const W: usize>() {
+    fn check(what: &str, width: usize, unit: usize, pack: impl Fn(&mut [bf16], Operand, Range<usize>, Range<usize>)) {
         let (long, short) = (700, 60);
         let values: Vec<bf16> = (0..long * short).map(|i| bf16::from_bits(i as u16 % 30_000 + 1)).collect();
         for (line, step) in [(short, 1), (1, long)] {
             let from = Operand { values: &values, line, step };
-            for lines in [0..0, 0..W, 3..3 + W, 5..6, 7..W - 1, 1..5, 2..100, 9..9 + 8 * W, 1..2 + 16 * W, 690..700] {
-                for steps in [0..0, 0..1, 2..4, 0..16, 1..18, 4..37, 0..60, 59..60] {
-                    let size = steps.len().div_ceil(2) * 2 * W;
-                    let mut packed = vec![bf16::NAN; lines.len().div_ceil(W) * size + 1];
-                    pack::<W>(&mut packed, from, lines.clone(), steps.clone());
+            let w = width;
+            for lines in [0..0, 0..w, 3..3 + w, 5..6, 7..w - 1, 1..5, 2..100, 9..9 + 8 * w, 1..2 + 16 * w, 690..700] {
+                for steps in [0..0, 0..1, 2..4, 0..16, 1..18, 4..37, 3..35, 0..60, 59..60] {
+                    let size = steps.len().next_multiple_of(unit) * width;
+                    let mut packed = vec![bf16::NAN; lines.len().div_ceil(width) * size + 1];
+                    pack(&mut packed, from, lines.clone(), steps.clone());
                     assert!(packed.pop().is_some_and(bf16::is_nan), "written beyond the panels");
                     for (at, got) in packed.iter().enumerate() {
-                        let (panel, pair, place, second) = (at / size, at % size / (2 * W), at / 2 % W, at % 2);
-                        let (l, s) = (lines.start + panel * W + place, steps.start + 2 * pair + second);
+                        let (panel, at) = (at / size, at % size);
+                        let (place, of_panel) = match what {
+                            "tiles" => (at / BLOCK % BLOCK, at / (BLOCK * BLOCK) * BLOCK + at % BLOCK),
+                            _ => (at / 2 % width, at / (2 * width) * 2 + at % 2),
+                        };
+                        let (l, s) = (lines.start + panel * width + place, steps.start + of_panel);
                         let there = l < lines.end && s < steps.end;
                         let want = if there { values[l * line + s * step] } else { bf16::ZERO };
-                        assert_eq!(got.to_bits(), want.to_bits(), "{W} {line} {lines:?} {steps:?} at {at}");
+                        assert_eq!(
+                            got.to_bits(),
+                            want.to_bits(),
+                            "{what} of {width} {line} {lines:?} {steps:?} at {at}"
+                        );
                     }
                 }
             }
@@ -240,7 +341,12 @@ mod tests {
 
     #[test]
     fn every_element_comes_to_its_place() {
-        check::<12>();
-        check::<32>();
+        let pairs = |width, unit, pack: fn(&mut [bf16], Operand, Range<usize>, Range<usize>, usize)| {
+            check("pairs", width, unit, |packed, from, lines, steps| pack(packed, from, lines, steps, unit));
+        };
+        pairs(12, 2, pack_pairs::<12>);
+        pairs(32, 2, pack_pairs::<32>);
+        pairs(32, 32, pack_pairs::<32>);
+        check("tiles", BLOCK, BLOCK, pack_tiles);
     }
 }
