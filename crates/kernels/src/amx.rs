@@ -81,19 +81,28 @@ mod tiles {
             Self(PhantomData)
         }
 
-        /// `c = a b` over `blocks` blocks of 32 steps. `a`: blocks of `[32, 32]`, two tiles one after the other; `b`: pairs of
+        /// `c = a b` if `fresh`, else `c += a b`, over `blocks` blocks of 32 steps. `a`: blocks of `[32, 32]`, two tiles one after the other; `b`: pairs of
         /// 32 columns, `[16 blocks][32][2]`; `c`: `[32, 32]`.
         ///
         /// # Safety
-        /// `a` and `b` have `blocks` KiB twice, `c` has 4.
-        pub(crate) unsafe fn square(&self, a: *const u16, b: *const u16, c: *mut f32, blocks: usize) {
-            // SAFETY: the caller's promise; the tiles are configured. With no blocks it stores zeros.
+        /// `a` and `b` have twice `blocks` KiB, `c` has 4, and is filled if not `fresh`.
+        pub(crate) unsafe fn square(&self, a: *const u16, b: *const u16, c: *mut f32, blocks: usize, fresh: bool) {
+            // SAFETY: the caller's promise; the tiles are configured.
             unsafe {
                 asm!(
+                    "test {fresh:e}, {fresh:e}",
+                    "jz 4f",
                     "tilezero tmm0",
                     "tilezero tmm1",
                     "tilezero tmm2",
                     "tilezero tmm3",
+                    "jmp 5f",
+                    "4:",
+                    "tileloadd tmm0, [{c} + {pitch}]",
+                    "tileloadd tmm1, [{c} + {pitch} + 64]",
+                    "tileloadd tmm2, [{c} + {pitch} + 2048]",
+                    "tileloadd tmm3, [{c} + {pitch} + 2112]",
+                    "5:",
                     "test {blocks}, {blocks}",
                     "jz 3f",
                     "2:",
@@ -118,6 +127,7 @@ mod tiles {
                     b = inout(reg) b => _,
                     blocks = inout(reg) blocks => _,
                     c = in(reg) c,
+                    fresh = in(reg) u32::from(fresh),
                     line = in(reg) 64usize,
                     pitch = in(reg) 128usize,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,

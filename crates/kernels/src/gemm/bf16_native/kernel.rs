@@ -10,23 +10,6 @@ use super::{Blocking, NR};
 use crate::amx::{Amx, Tiles};
 use crate::simd::{self, Bf16};
 
-/// Most rows of a tile.
-const MOST_ROWS: usize = 32;
-
-/// A tile of the result, of which a kernel fills the first rows.
-#[repr(align(64))]
-pub(super) struct Tile([[f32; NR]; MOST_ROWS]);
-
-impl Tile {
-    pub(super) fn zero() -> Self {
-        Self([[0.0; NR]; MOST_ROWS])
-    }
-
-    pub(super) fn rows(&self, rows: usize) -> &[[f32; NR]] {
-        &self.0[..rows]
-    }
-}
-
 /// How tiles are multiplied; to have one is the proof that this CPU can.
 #[derive(Clone, Copy)]
 pub(in crate::gemm) enum Kernel {
@@ -120,38 +103,43 @@ pub(super) enum Ready {
 }
 
 impl Ready {
-    /// `tile = a panel x b panel`, all of its rows.
-    pub(super) fn multiply(&self, a: &[bf16], b: &[bf16], tile: &mut Tile) {
+    /// `tile = a panel x b panel` if `fresh`, else `+=`. `tile` is `[rows, 32]` and lies on a cache line.
+    pub(super) fn multiply(&self, a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool) {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: there is such a kernel only where the CPU has the instructions.
-            Self::Pairs => unsafe { pairs(a, b, &mut tile.0) },
+            Self::Pairs => unsafe { pairs(a, b, tile, fresh) },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Tiles(tiles) => {
                 let blocks = b.len() / (32 * NR);
-                assert!(a.len() >= blocks * 32 * 32);
-                let c = tile.0.as_flattened_mut().as_mut_ptr();
+                assert!(a.len() >= blocks * 32 * 32 && tile.len() >= 32 * NR);
                 // SAFETY: both panels have `blocks` times 32 steps of 32 lines, and the tile is 32 x 32.
-                unsafe { tiles.square(a.as_ptr().cast(), b.as_ptr().cast(), c, blocks) }
+                unsafe { tiles.square(a.as_ptr().cast(), b.as_ptr().cast(), tile.as_mut_ptr(), blocks, fresh) }
             }
             #[cfg(test)]
-            Self::Scalar { tiles } => scalar(*tiles, a, b, &mut tile.0),
+            Self::Scalar { tiles } => scalar(*tiles, a, b, tile, fresh),
         }
     }
 }
 
-/// `tile = a panel x b panel`.
+/// See [`Ready::multiply`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pairs(a: &[bf16], b: &[bf16], tile: &mut [[f32; NR]]) {
+fn pairs(a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool) {
     use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
+        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
         _mm512_storeu_ps,
     };
     const MR: usize = 12;
     let pairs = b.len() / (2 * NR);
-    assert!(a.len() >= pairs * 2 * MR);
+    assert!(a.len() >= pairs * 2 * MR && tile.len() >= MR * NR);
     let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+    if !fresh {
+        for (sums, row) in sums.iter_mut().zip(tile.chunks_exact(NR)) {
+            // SAFETY: a row of the tile holds two vectors.
+            *sums = unsafe { [_mm512_loadu_ps(row.as_ptr()), _mm512_loadu_ps(row.as_ptr().add(16))] };
+        }
+    }
     let (mut pa, mut pb) = (a.as_ptr().cast::<i32>(), b.as_ptr().cast::<__m512i>());
     for _ in 0..pairs {
         // SAFETY: both panels hold `pairs` steps of 12 and 32 pairs (asserted above for `a`, by its length for `b`), and
@@ -168,8 +156,7 @@ fn pairs(a: &[bf16], b: &[bf16], tile: &mut [[f32; NR]]) {
             pb = pb.add(2);
         }
     }
-    for (row, values) in tile.iter_mut().zip(sums) {
-        let [left, right]: [__m512; 2] = values;
+    for (row, [left, right]) in tile.chunks_exact_mut(NR).zip(sums) {
         // SAFETY: a row of the tile holds two vectors.
         unsafe {
             _mm512_storeu_ps(row.as_mut_ptr(), left);
@@ -179,13 +166,13 @@ fn pairs(a: &[bf16], b: &[bf16], tile: &mut [[f32; NR]]) {
 }
 
 #[cfg(test)]
-fn scalar(tiles: bool, a: &[bf16], b: &[bf16], tile: &mut [[f32; NR]]) {
+fn scalar(tiles: bool, a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool) {
     let rows = if tiles { 32 } else { 12 };
     let steps = b.len() / NR;
     assert!(b.len() == steps * NR && a.len() == steps * rows && steps.is_multiple_of(if tiles { 32 } else { 2 }));
-    for (i, row) in tile[..rows].iter_mut().enumerate() {
+    for (i, row) in tile.chunks_exact_mut(NR).enumerate().take(rows) {
         for (j, sum) in row.iter_mut().enumerate() {
-            *sum = 0.0;
+            *sum = if fresh { 0.0 } else { *sum };
             for p in 0..steps {
                 let x = if tiles { a[p / 32 * 1024 + i * 32 + p % 32] } else { a[p / 2 * 2 * rows + 2 * i + p % 2] };
                 *sum += x.to_f32() * b[p / 2 * 2 * NR + 2 * j + p % 2].to_f32();

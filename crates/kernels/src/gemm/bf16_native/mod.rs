@@ -14,9 +14,9 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use self::kernel::{Ready, Tile};
+use self::kernel::Ready;
 use self::pack::Operand;
-use self::store::{Target, add_tile};
+use self::store::Target;
 use super::{Out, Strides, elements};
 use crate::memory::{as_bf16, with_scratch};
 
@@ -29,6 +29,8 @@ const NR: usize = 32;
 struct Blocking {
     /// Elements of the inner dimension between two visits of the result; a multiple of a panel's unit.
     depth: usize,
+    /// The same where the steps of a row of `a` lie side by side, and all of them are no more than that.
+    depth_once: usize,
     /// Elements of `a`: they are read again for every panel of `b`, from L2.
     a: usize,
     /// Elements of `b`, if several blocks of `a` meet them.
@@ -40,10 +42,10 @@ struct Blocking {
 }
 
 /// For pairs: 256 KiB of `a`, 2 MiB of `b` (512 KiB if it is used once), sums of at most 2 MiB.
-const PAIRS: Blocking = Blocking { depth: 2048, a: 1 << 17, b: 1 << 20, b_once: 1 << 18, rows: 1020 };
+const PAIRS: Blocking = Blocking { depth: 2048, depth_once: 2048, a: 1 << 17, b: 1 << 20, b_once: 1 << 18, rows: 1020 };
 
 /// For tiles: a panel of `b` of at most 32 KiB, 256 KiB of `a`, 512 KiB of `b`, sums of at most 1 MiB.
-const TILES: Blocking = Blocking { depth: 512, a: 1 << 17, b: 1 << 18, b_once: 1 << 18, rows: 512 };
+const TILES: Blocking = Blocking { depth: 512, depth_once: 1024, a: 1 << 17, b: 1 << 18, b_once: 1 << 18, rows: 512 };
 
 pub(super) fn product(
     kernel: Kernel,
@@ -163,27 +165,28 @@ impl Task<'_> {
             return;
         }
         let (kernel, tile_rows) = (self.kernel, self.kernel.rows());
-        let Blocking { depth, a, b, b_once, rows: most_rows } = self.blocking;
+        let Blocking { depth, depth_once, a, b, b_once, rows: most_rows } = self.blocking;
+        let depth = if self.a.step == 1 && self.k <= depth_once { self.k } else { depth };
+        let depth = even(self.k, depth, kernel.unit());
         let several = self.k > depth;
-        let depth = depth.min(self.k.next_multiple_of(kernel.unit()));
         let held =
             if several { even(rows.len(), most_rows, tile_rows) } else { rows.len().next_multiple_of(tile_rows) };
         let height = even(rows.len().min(held), a / depth, tile_rows);
         let width = even(cols.len(), if height >= rows.len() { b_once } else { b } / depth, NR);
-        let sums = if several { held * width } else { 0 };
+        // A tile is written and read again at once, or held until the last segment.
+        let sums = if several { held * width } else { tile_rows * NR };
         with_scratch([height * depth / 2, width * depth / 2, sums], |[packed_a, packed_b, sums]| {
             let (packed_a, packed_b) = (as_bf16(packed_a), as_bf16(packed_b));
             kernel.ready(|ready| {
                 for cols in blocks(cols, width) {
                     for rows in blocks(rows.clone(), held) {
-                        sums.fill(0.0);
                         for steps in blocks(0..self.k, depth) {
                             kernel.pack_b(packed_b, self.b, cols.clone(), steps.clone());
                             for block in blocks(rows.clone(), height) {
                                 kernel.pack_a(packed_a, self.a, block.clone(), steps.clone());
-                                let stride = cols.len().next_multiple_of(NR);
-                                let sums = sums.get_mut((block.start - rows.start) * stride..).unwrap_or_default();
-                                self.block(&ready, packed_a, packed_b, sums, (block, cols.clone(), steps.clone()));
+                                let first = if several { (block.start - rows.start) * width } else { 0 };
+                                let place = (block, cols.clone(), steps.clone());
+                                self.block(&ready, packed_a, packed_b, &mut sums[first..], place);
                             }
                         }
                     }
@@ -192,7 +195,7 @@ impl Task<'_> {
         });
     }
 
-    /// Everything that a packed block of `a` and one of `b` give.
+    /// Everything that a packed block of `a` and one of `b` give. `sums`: a tile, or as many as there are.
     fn block(
         &self,
         ready: &Ready,
@@ -202,22 +205,18 @@ impl Task<'_> {
         (rows, cols, steps): (Range<usize>, Range<usize>, Range<usize>),
     ) {
         let (depth, tile_rows) = (steps.len().next_multiple_of(self.kernel.unit()), self.kernel.rows());
-        let stride = cols.len().next_multiple_of(NR);
-        let level = crate::simd::level();
-        let mut tile = Tile::zero();
-        for (col, panel_b) in blocks(cols.clone(), NR).zip(packed_b.chunks_exact(depth * NR)) {
-            for (row, panel_a) in blocks(rows.clone(), tile_rows).zip(packed_a.chunks_exact(depth * tile_rows)) {
-                ready.multiply(panel_a, panel_b, &mut tile);
-                let (values, stride) = if sums.is_empty() {
-                    (tile.rows(tile_rows).as_flattened(), NR)
-                } else {
-                    let held = &mut sums[(row.start - rows.start) * stride + (col.start - cols.start)..];
-                    add_tile(level, tile.rows(tile_rows), held, stride);
-                    (&*held, stride)
-                };
+        let tile_len = tile_rows * NR;
+        let across = if steps.len() < self.k { cols.len().div_ceil(NR) } else { 0 };
+        for (j, col) in blocks(cols, NR).enumerate() {
+            let panel_b = &packed_b[j * depth * NR..(j + 1) * depth * NR];
+            for (i, row) in blocks(rows.clone(), tile_rows).enumerate() {
+                let panel_a = &packed_a[i * depth * tile_rows..(i + 1) * depth * tile_rows];
+                let at = if across == 0 { 0 } else { (i * across + j) * tile_len };
+                let tile = &mut sums[at..at + tile_len];
+                ready.multiply(panel_a, panel_b, tile, steps.start == 0);
                 if steps.end == self.k {
                     // SAFETY: the parts of a grid are disjoint, and so are the tiles of a part.
-                    unsafe { self.target.store(values, stride, row, col.clone()) };
+                    unsafe { self.target.store(tile, row, col.clone()) };
                 }
             }
         }
@@ -233,9 +232,9 @@ mod tests {
 
     /// Blocks so small that most shapes have several of each kind, one that is uneven among them.
     const SMALL: [Blocking; 3] = [
-        Blocking { depth: 8, a: 200, b: 600, b_once: 300, rows: 24 },
-        Blocking { depth: 64, a: 24 * 64, b: 64 * 64, b_once: 32 * 64, rows: 36 },
-        Blocking { depth: 2, a: 1, b: 1, b_once: 1, rows: 1 },
+        Blocking { depth: 8, depth_once: 8, a: 200, b: 600, b_once: 300, rows: 24 },
+        Blocking { depth: 64, depth_once: 96, a: 24 * 64, b: 64 * 64, b_once: 32 * 64, rows: 36 },
+        Blocking { depth: 2, depth_once: 0, a: 1, b: 1, b_once: 1, rows: 1 },
     ];
 
     impl Blocking {

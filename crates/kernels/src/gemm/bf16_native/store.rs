@@ -37,11 +37,11 @@ impl<'a> Target<'a> {
         Self { kind, rows, width, borrowed: PhantomData }
     }
 
-    /// Writes the rows `rows` and columns `cols` from `sums`, which has `stride` values a row.
+    /// Writes the rows `rows` and columns `cols` from `tile`, which has `NR` values a row.
     ///
     /// # Safety
     /// No other call at the same time is of the same elements.
-    pub(super) unsafe fn store(&self, sums: &[f32], stride: usize, rows: Range<usize>, cols: Range<usize>) {
+    pub(super) unsafe fn store(&self, tile: &[f32], rows: Range<usize>, cols: Range<usize>) {
         assert!(rows.end <= self.rows && cols.end <= self.width, "a tile beyond its result");
         let (level, at) = (crate::simd::level(), rows.start * self.width + cols.start);
         let (height, width, pitch) = (rows.len(), cols.len(), self.width);
@@ -50,11 +50,12 @@ impl<'a> Target<'a> {
         unsafe {
             match self.kind {
                 Kind::Bf16(c, add) => {
-                    rows_to(level, Window { first: c.add(at), height, width, pitch }, sums, stride, add)
+                    let mut window = Window { first: c.add(at), height, width, pitch };
+                    if add || !rounded_whole(&mut window, tile) {
+                        rows_to(level, window, tile, add)
+                    }
                 }
-                Kind::F32(c, add) => {
-                    rows_to(level, Window { first: c.add(at), height, width, pitch }, sums, stride, add)
-                }
+                Kind::F32(c, add) => rows_to(level, Window { first: c.add(at), height, width, pitch }, tile, add),
             }
         }
     }
@@ -78,9 +79,9 @@ impl<T> Window<T> {
 }
 
 simd_fn! {
-    fn rows_to[T: Element](s, to: Window<T>, sums: &[f32], stride: usize, add: bool) {
+    fn rows_to[T: Element](s, to: Window<T>, tile: &[f32], add: bool) {
         let mut window = to;
-        for (row, sums) in (0..window.height).zip(sums.chunks(stride)) {
+        for (row, sums) in (0..window.height).zip(tile.chunks_exact(NR)) {
             let to = window.row(row);
             let (mut to, mut sums) = (to, sums);
             while to.len() >= S::LANES {
@@ -98,13 +99,30 @@ simd_fn! {
     }
 }
 
-simd_fn! {
-    /// Adds a tile's rows of `NR` values to sums that have `stride` values a row.
-    pub(super) fn add_tile(s, tile: &[[f32; NR]], sums: &mut [f32], stride: usize) {
-        for (row, sums) in tile.iter().zip(sums.chunks_mut(stride)) {
-            for (row, sums) in row.chunks_exact(S::LANES).zip(sums.chunks_exact_mut(S::LANES)) {
-                s.store(s.add(s.load(sums), s.load(row)), sums);
-            }
+/// Rounds a tile of whole rows by the instruction for it, if there is one; false if not, or if rows are shorter.
+fn rounded_whole(to: &mut Window<bf16>, tile: &[f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if to.width == NR && !cfg!(tallow_emulated) && crate::simd::has_pairs() {
+        // SAFETY: the CPU has the instructions.
+        unsafe { rounded_avx512(to, tile) };
+        return true;
+    }
+    let _ = (to, tile);
+    false
+}
+
+/// Sums of products that were made by such instructions are never below 2^-126, where this one's results would be zero.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn rounded_avx512(to: &mut Window<bf16>, tile: &[f32]) {
+    use std::arch::x86_64::{__m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_storeu_si512};
+    for (row, sums) in tile.chunks_exact(NR).enumerate().take(to.height) {
+        let to = &mut to.row(row)[..NR];
+        // SAFETY: both have two vectors' values; any bits are an integer.
+        unsafe {
+            let (first, second) = (_mm512_loadu_ps(sums.as_ptr()), _mm512_loadu_ps(sums.as_ptr().add(16)));
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), both);
         }
     }
 }
