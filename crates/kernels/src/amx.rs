@@ -138,7 +138,96 @@ mod tiles {
         }
     }
 
+    /// A function `c [16, 16 n] (+)= a [16, k] b [k, 16 n]` over `blocks` blocks of 16 words of 32 bits, pairs of bf16;
+    /// `strides` are those of the rows of `a`, `b` and `c` in words.
+    macro_rules! row_of {
+        ($name:ident, [$($zero:literal)*], [$($load:literal)*], [$($multiply:literal)*], [$($store:literal)*]) => {
+            /// # Safety
+            /// The tiles of this thread are configured; all words that sizes and strides name are there, those of `c` to write
+            /// (and, if not `fresh`, filled).
+            pub(crate) unsafe fn $name(
+                a: *const f32, b: *const f32, c: *mut f32, strides: [usize; 3], blocks: usize, fresh: bool,
+            ) {
+                let [a_row, b_row, c_row] = strides.map(|words| 4 * words);
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(
+                        "test {fresh:e}, {fresh:e}",
+                        "jz 4f",
+                        $($zero,)*
+                        "jmp 5f",
+                        "4:",
+                        $($load,)*
+                        "5:",
+                        "test {blocks}, {blocks}",
+                        "jz 3f",
+                        "2:",
+                        "tileloadd tmm4, [{a} + {a_row}]",
+                        $($multiply,)*
+                        "add {a}, 64",
+                        "add {b}, {b_block}",
+                        "dec {blocks}",
+                        "jnz 2b",
+                        "3:",
+                        $($store,)*
+                        a = inout(reg) a => _,
+                        b = inout(reg) b => _,
+                        blocks = inout(reg) blocks => _,
+                        c = in(reg) c,
+                        a_row = in(reg) a_row,
+                        b_row = in(reg) b_row,
+                        b_block = in(reg) TILE * b_row,
+                        c_row = in(reg) c_row,
+                        fresh = in(reg) u32::from(fresh),
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+        };
+    }
+
     impl Tiles {
+        row_of!(
+            row_of_two,
+            ["tilezero tmm0" "tilezero tmm1"],
+            ["tileloadd tmm0, [{c} + {c_row}]" "tileloadd tmm1, [{c} + {c_row} + 64]"],
+            [
+                "tileloadd tmm5, [{b} + {b_row}]"
+                "tdpbf16ps tmm0, tmm4, tmm5"
+                "tileloadd tmm6, [{b} + {b_row} + 64]"
+                "tdpbf16ps tmm1, tmm4, tmm6"
+            ],
+            ["tilestored [{c} + {c_row}], tmm0" "tilestored [{c} + {c_row} + 64], tmm1"]
+        );
+        row_of!(
+            row_of_four,
+            ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
+            [
+                "tileloadd tmm0, [{c} + {c_row}]"
+                "tileloadd tmm1, [{c} + {c_row} + 64]"
+                "tileloadd tmm2, [{c} + {c_row} + 128]"
+                "tileloadd tmm3, [{c} + {c_row} + 192]"
+            ],
+            [
+                "tileloadd tmm5, [{b} + {b_row}]"
+                "tdpbf16ps tmm0, tmm4, tmm5"
+                "tileloadd tmm6, [{b} + {b_row} + 64]"
+                "tdpbf16ps tmm1, tmm4, tmm6"
+                "tileloadd tmm7, [{b} + {b_row} + 128]"
+                "tdpbf16ps tmm2, tmm4, tmm7"
+                "tileloadd tmm5, [{b} + {b_row} + 192]"
+                "tdpbf16ps tmm3, tmm4, tmm5"
+            ],
+            [
+                "tilestored [{c} + {c_row}], tmm0"
+                "tilestored [{c} + {c_row} + 64], tmm1"
+                "tilestored [{c} + {c_row} + 128], tmm2"
+                "tilestored [{c} + {c_row} + 192], tmm3"
+            ]
+        );
+
         /// What a turn of [`busy`](Self::busy) computes.
         pub(crate) const BUSY_FLOPS: usize = 4 * 2 * TILE * TILE * 2 * TILE;
 

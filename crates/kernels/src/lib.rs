@@ -36,3 +36,4 @@ pub mod reduce;
 pub mod rng;
 pub mod rope;
 pub mod simd;
+mod turn;

@@ -7,7 +7,7 @@ use tallow_kernels::lanes::Element;
 use tallow_kernels::rng::fill_normal;
 use tallow_kernels::simd::Level;
 
-const LEVELS: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+const LEVELS: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 const ALL: [Activation; 4] = [Activation::Silu, Activation::GeluExact, Activation::GeluTanh, Activation::Relu];
 /// Past every unrolling and vector width; the last one takes several tasks.
 const LENGTHS: [usize; 8] = [0, 1, 7, 15, 16, 17, 100, 40_003];

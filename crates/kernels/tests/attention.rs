@@ -7,7 +7,7 @@ use tallow_kernels::lanes::Element;
 use tallow_kernels::rng::fill_normal;
 use tallow_kernels::simd::Level;
 
-const LEVELS: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+const LEVELS: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 
 /// One problem: inputs rounded to `T`, the gradient of the result, ranges.
 struct Problem<T> {

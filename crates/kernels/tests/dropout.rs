@@ -5,7 +5,7 @@ use tallow_kernels::dropout::{Mask, dropout};
 use tallow_kernels::rng::philox4x32;
 use tallow_kernels::simd::Level;
 
-const LEVELS: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+const LEVELS: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 
 fn mask(p: f64) -> Mask {
     let threshold = (p * 4_294_967_296.0) as u32;

@@ -10,7 +10,7 @@ use tallow_kernels::lanes::Element;
 use tallow_kernels::rng::fill_normal;
 use tallow_kernels::simd::Level;
 
-const LEVELS: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+const LEVELS: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 const KINDS: [Kind; 2] = [Kind::Nf4, Kind::Fp4];
 
 /// A storage type with its bits.

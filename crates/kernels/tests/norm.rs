@@ -6,7 +6,7 @@ use tallow_kernels::norm::{Stats, layer_norm, norm_backward, rms_norm};
 use tallow_kernels::rng::fill_normal;
 use tallow_kernels::simd::Level;
 
-const LEVELS: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+const LEVELS: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 /// Rows and channels; the last has more rows than a task and more than the parts of the weight gradient.
 const SHAPES: [(usize, usize); 7] = [(1, 1), (3, 5), (2, 16), (5, 33), (3, 384), (17, 100), (1500, 24)];
 const EPS: f64 = 1e-5;

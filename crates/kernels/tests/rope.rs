@@ -6,7 +6,7 @@ use tallow_kernels::rng::fill_normal;
 use tallow_kernels::rope::{Pairs, Rotation, rope};
 use tallow_kernels::simd::Level;
 
-const LEVELS: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+const LEVELS: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 
 fn check<T: Element>(tokens: usize, heads: usize, d: usize, half: usize, tolerance: f64) {
     let mut x = vec![0.0; tokens * heads * d];

@@ -6,12 +6,12 @@ use crate::lanes::{Element, simd_fn};
 use crate::memory::with_scratch;
 use crate::simd::Level;
 
-use super::arithmetic::{Arithmetic, Widened, square_words};
-use super::forward::{hull, row_blocks, widen};
+use super::arithmetic::{Arithmetic, Widened, padded, square_words, whole_steps, widen};
+use super::forward::{hull, row_blocks};
 use super::pack::{Head, transpose, unpack_row};
-use super::pairs::Pairs;
+use super::pairs::InBf16;
 use super::tile::{Product, ProductFn};
-use super::{Heads, Inputs, PANEL, SharedRows, Sizes, TILE_KEYS, TILE_ROWS};
+use super::{Heads, Inputs, MOST_ROWS, SharedRows, Sizes, TILE_KEYS};
 
 /// What the forward pass left, and the gradient of its result.
 #[derive(Clone, Copy, Debug)]
@@ -42,13 +42,13 @@ pub fn attention_backward<T: Element>(
     let Sizes { b, tq, tk, h, g, d } = inputs.sizes;
     assert!(saved.out.dims == inputs.q.dims && saved.dout.dims == inputs.q.dims && saved.lse.len() == b * h * tq);
     assert!(dq.len() == b * tq * h * d && dk.len() == b * tk * g * d && dv.len() == dk.len());
-    run_all(Pairs::native::<T>(level, inputs.scale), Widened(level), inputs, saved, dq, dk, dv);
+    run_all(InBf16::native::<T>(level, inputs.scale), Widened(level), inputs, saved, dq, dk, dv);
 }
 
-/// In `pairs`, if there are any and every value that is met is finite: one that is not would meet rows that do not see it. Else
+/// In bf16, if that is and every value that is met is finite: one that is not would meet rows that do not see it. Else
 /// `widened`, all of it, so that no result depends on how the work was dealt.
 pub(super) fn run_all<T: Element>(
-    pairs: Option<Pairs>,
+    in_bf16: Option<InBf16>,
     widened: Widened,
     inputs: &Inputs<'_, T>,
     saved: &Saved<'_, T>,
@@ -61,7 +61,12 @@ pub(super) fn run_all<T: Element>(
         return dv.fill(T::ZERO);
     }
     let run = Run { level: widened.0, dq: SharedRows::new(dq), dk: SharedRows::new(dk), dv: SharedRows::new(dv) };
-    if !pairs.is_some_and(|pairs| every_task(pairs, inputs, saved, run)) {
+    let done = match in_bf16 {
+        Some(InBf16::Pairs(pairs)) => every_task(pairs, inputs, saved, run),
+        Some(InBf16::Tiles(tiles)) => every_task(tiles, inputs, saved, run),
+        None => false,
+    };
+    if !done {
         every_task(widened, inputs, saved, run);
     }
 }
@@ -75,7 +80,7 @@ fn every_task<T: Element, A: Arithmetic<T>>(
 ) -> bool {
     let Sizes { b, tq, tk, g, .. } = inputs.sizes;
     let task = |head: Head, queries: (usize, usize), keys: (usize, usize), wanted: Wanted| {
-        task(arithmetic, inputs, saved, run, Part { head, queries, keys, wanted })
+        arithmetic.ready(|| task(arithmetic, inputs, saved, run, Part { head, queries, keys, wanted }))
     };
     let heads = b * g;
     let threads = rayon::current_num_threads();
@@ -95,7 +100,7 @@ fn every_task<T: Element, A: Arithmetic<T>>(
         let keys = (first, (first + per_piece).min(tiles));
         task(head, (0, tq), keys, Wanted { dq: false, dkv: true })
     });
-    let per_piece = tq.div_ceil(pieces).max(TILE_ROWS).next_multiple_of(TILE_ROWS);
+    let per_piece = tq.div_ceil(pieces).max(A::ROWS).next_multiple_of(A::ROWS);
     keys_done
         && (0..heads * tq.div_ceil(per_piece)).into_par_iter().all(|at| {
             let (head, first) = (Head { b: at % heads / g, h: at % g }, at / heads * per_piece);
@@ -150,15 +155,15 @@ fn task<T: Element, A: Arithmetic<T>>(
     Part { head, queries: (t0, t1), keys: (first, last), wanted }: Part,
 ) -> bool {
     let Sizes { tq, tk, h, g, d, .. } = inputs.sizes;
-    let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
-    let (queries, stride) = (t1 - t0, (t1 - t0).next_multiple_of(A::PER_WORD));
+    let (group, padded) = (inputs.sizes.group(), padded::<T, A>(d));
+    let (queries, stride) = (t1 - t0, (t1 - t0).next_multiple_of(A::STEP));
     let (width, rows) = (padded / A::PER_WORD, group * stride);
     let tile = TILE_KEYS * width;
     let sums = TILE_KEYS * padded;
     let dq_len = if wanted.dq { rows * padded } else { 0 };
-    let square = TILE_ROWS * TILE_KEYS;
+    let square = A::ROWS * TILE_KEYS;
     // Where words are values, rows serve as steps.
-    let (steps, words) = (if A::PER_WORD > 1 { rows * width } else { 0 }, square_words(TILE_ROWS, A::PER_WORD));
+    let (steps, words) = (if A::PER_WORD > 1 { rows * width } else { 0 }, square_words(A::ROWS, A::PER_WORD));
     let (q, state) = (rows * width, 2 * rows);
     let lens = [q, q, steps, steps, state, dq_len, tile, tile, tile, sums, sums, square, square, words, words, words];
     with_scratch(lens, |parts| {
@@ -189,8 +194,8 @@ fn task<T: Element, A: Arithmetic<T>>(
                     arithmetic.pack_steps(&inputs.k, head, (start, end), k_steps, padded);
                 }
                 let keys = Keys { k_columns, v_columns, k_steps, finite: k_finite, d, padded, logit_factor };
-                for (row, count, t) in row_blocks(group, queries, stride) {
-                    let mut spans = [(0, 0); TILE_ROWS];
+                for (row, count, t) in row_blocks(A::ROWS, group, queries, stride) {
+                    let mut spans = [(0, 0); MOST_ROWS];
                     for (span, t) in spans[..count].iter_mut().zip(t0 + t..) {
                         *span = inputs.span(head.b, t, start, end);
                     }
@@ -203,7 +208,8 @@ fn task<T: Element, A: Arithmetic<T>>(
                         add_key_gradients(arithmetic, &rows_in, row, spans, padded, &squares, [&mut *dk, &mut *dv]);
                     }
                     if wanted.dq {
-                        let dq = &mut dq[row * padded..(row + count) * padded];
+                        let held = count.next_multiple_of(A::ROW_STEP);
+                        let dq = &mut dq[row * padded..(row + held) * padded];
                         add_query_gradients(arithmetic, &keys, spans, &squares, dq);
                     }
                 }
@@ -243,9 +249,9 @@ fn pack_queries<T: Element, A: Arithmetic<T>>(
     (t0, t1): (usize, usize),
     [q, dout, q_steps, dout_steps, lse, delta]: [&mut [f32]; 6],
 ) -> bool {
-    let Sizes { tq, h, .. } = inputs.sizes;
-    let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
-    let (queries, stride) = (t1 - t0, (t1 - t0).next_multiple_of(A::PER_WORD));
+    let Sizes { tq, h, d, .. } = inputs.sizes;
+    let (group, padded) = (inputs.sizes.group(), padded::<T, A>(d));
+    let (queries, stride) = (t1 - t0, (t1 - t0).next_multiple_of(A::STEP));
     let width = padded / A::PER_WORD;
     let (factor, _) = arithmetic.factors(inputs.scale * std::f32::consts::LOG2_E);
     let mut finite = true;
@@ -290,7 +296,7 @@ struct Keys<'a> {
     logit_factor: f32,
 }
 
-/// `TILE_ROWS x TILE_KEYS` probabilities and gradients of logits, and the same in the forms that the products take them in.
+/// `ROWS x TILE_KEYS` probabilities and gradients of logits, and the same in the forms that the products take them in.
 struct Squares<'a> {
     p: &'a mut [f32],
     ds: &'a mut [f32],
@@ -311,18 +317,19 @@ fn probabilities<T: Element, A: Arithmetic<T>>(
 ) {
     let Squares { p, ds, p_steps, ds_steps, ds_words } = squares;
     let (product, width) = (arithmetic.product(), keys.padded / A::PER_WORD);
-    assert!((row + spans.len()) * width <= rows.q.len() && rows.q.len() == rows.dout.len());
-    assert!(p.len() == TILE_ROWS * TILE_KEYS && ds.len() == p.len() && spans.len() <= TILE_ROWS);
-    let steps = keys.d.div_ceil(A::PER_WORD);
-    for (panel, spans) in spans.chunks(PANEL).enumerate() {
-        let first = panel * PANEL;
-        let columns = hull(spans).map_or((0, 0), widen);
+    let count = spans.len();
+    assert!((row + count.next_multiple_of(A::ROW_STEP)) * width <= rows.q.len() && rows.q.len() == rows.dout.len());
+    assert!(p.len() == A::ROWS * TILE_KEYS && ds.len() == p.len() && count <= A::ROWS);
+    let steps = keys.d.next_multiple_of(A::STEP) / A::PER_WORD;
+    for (panel, spans) in spans.chunks(A::PANEL).enumerate() {
+        let first = panel * A::PANEL;
+        let columns = hull(spans).map_or((0, 0), widen::<T, A>);
         for (a, b, c) in [(rows.q, keys.k_columns, &mut *p), (rows.dout, keys.v_columns, &mut *ds)] {
             assert!(columns.1 <= TILE_KEYS && b.len() >= steps * TILE_KEYS);
             // SAFETY: the sizes were checked above.
             unsafe {
                 product(Product {
-                    m: spans.len(),
+                    m: spans.len().next_multiple_of(A::ROW_STEP),
                     n: columns.1 - columns.0,
                     k: steps,
                     a: a.as_ptr().add((row + first) * width),
@@ -341,13 +348,14 @@ fn probabilities<T: Element, A: Arithmetic<T>>(
         let (p, ds) = (&mut p[wide.clone()], &mut ds[wide]);
         let (lse, delta) = (&rows.lse[span.clone()], &rows.delta[span]);
         gradients_of_logits(level, spans, columns, keys.logit_factor, lse, delta, p, ds);
-        if A::PER_WORD > 1 {
-            // A panel begins with a whole word.
-            let from = first / A::PER_WORD * TILE_KEYS;
-            arithmetic.steps(p, &mut p_steps[from..]);
-            arithmetic.steps(ds, &mut ds_steps[from..]);
-            arithmetic.words(ds, &mut ds_words[first * (TILE_KEYS / A::PER_WORD)..]);
+    }
+    if A::PER_WORD > 1 {
+        let held = count.next_multiple_of(A::STEP) * TILE_KEYS;
+        for (values, steps) in [(&mut *p, p_steps), (&mut *ds, ds_steps)] {
+            values[count * TILE_KEYS..held].fill(0.0);
+            arithmetic.steps(&values[..held], steps);
         }
+        arithmetic.words(&ds[..count * TILE_KEYS], ds_words);
     }
 }
 
@@ -391,23 +399,25 @@ fn add_key_gradients<T: Element, A: Arithmetic<T>>(
     let product = arithmetic.product();
     let (p, ds) = if A::PER_WORD > 1 { (&*squares.p_steps, &*squares.ds_steps) } else { (&*squares.p, &*squares.ds) };
     for (a, b, c) in [(p, rows.dout_steps, dv), (ds, rows.q_steps, dk)] {
-        assert!(a.len() >= TILE_ROWS / A::PER_WORD * TILE_KEYS && c.len() == TILE_KEYS * padded);
+        assert!(a.len() >= A::ROWS / A::PER_WORD * TILE_KEYS && c.len() == TILE_KEYS * padded);
         assert!(row.is_multiple_of(A::PER_WORD));
         let first = row / A::PER_WORD;
-        assert!((first + spans.len().div_ceil(A::PER_WORD)) * padded <= b.len());
+        assert!((first + spans.len().next_multiple_of(A::STEP) / A::PER_WORD) * padded <= b.len());
         let mut add = |(key, end): (usize, usize), (i0, i1): (usize, usize)| {
             assert!(end <= TILE_KEYS && i1 <= spans.len());
-            // Words at the ends hold rows outside as well, for which `p` and `ds` are zero.
-            let (w0, w1) = (i0 / A::PER_WORD, i1.div_ceil(A::PER_WORD));
+            // Steps at the ends hold rows outside as well, for which `p` and `ds` are zero.
+            let (i0, i1) = whole_steps::<T, A>((i0, i1));
+            let (w0, w1) = (i0 / A::PER_WORD, i1 / A::PER_WORD);
+            let (a_row, a_col) = A::TURNED;
             // SAFETY: the sizes were checked above.
             unsafe {
                 product(Product {
                     m: end - key,
                     n: padded,
                     k: w1 - w0,
-                    a: a.as_ptr().add(w0 * TILE_KEYS + key),
-                    a_row: 1,
-                    a_col: TILE_KEYS,
+                    a: a.as_ptr().add(w0 * a_col + key * a_row),
+                    a_row,
+                    a_col,
                     b: b.as_ptr().add((first + w0) * padded),
                     ldb: padded,
                     c: c.as_mut_ptr().add(key * padded),
@@ -421,8 +431,8 @@ fn add_key_gradients<T: Element, A: Arithmetic<T>>(
             spans.iter().enumerate().filter(|(_, s)| s.0 < s.1).for_each(|(i, s)| add(*s, (i, i + 1)));
             continue;
         }
-        for key in (0..TILE_KEYS).step_by(PANEL) {
-            let end = (key + PANEL).min(TILE_KEYS);
+        for key in (0..TILE_KEYS).step_by(A::PANEL) {
+            let end = (key + A::PANEL).min(TILE_KEYS);
             let sees = |span: &&(usize, usize)| span.0 < end && key < span.1;
             let Some(i0) = spans.iter().position(|s| sees(&s)) else { continue };
             let i1 = spans.iter().rposition(|s| sees(&s)).map_or(i0, |i| i + 1);
@@ -441,12 +451,13 @@ fn add_query_gradients<T: Element, A: Arithmetic<T>>(
 ) {
     let (product, padded, pitch): (ProductFn, _, _) = (arithmetic.product(), keys.padded, TILE_KEYS / A::PER_WORD);
     let ds = if A::PER_WORD > 1 { &*squares.ds_words } else { &*squares.ds };
-    assert!(ds.len() == TILE_ROWS * pitch && dq.len() == spans.len() * padded);
-    for (panel, spans) in spans.chunks(PANEL).enumerate() {
+    assert!(ds.len() == A::ROWS * pitch && dq.len() == spans.len().next_multiple_of(A::ROW_STEP) * padded);
+    for (panel, spans) in spans.chunks(A::PANEL).enumerate() {
         let Some(hull) = hull(spans) else { continue };
-        let first = panel * PANEL;
+        let first = panel * A::PANEL;
         let mut add = |row: usize, rows: usize, (k0, k1): (usize, usize)| {
-            let (w0, w1) = (k0 / A::PER_WORD, k1.div_ceil(A::PER_WORD));
+            let (k0, k1) = whole_steps::<T, A>((k0, k1));
+            let (w0, w1) = (k0 / A::PER_WORD, k1 / A::PER_WORD);
             assert!(w1 <= pitch && keys.k_steps.len() == pitch * padded);
             // SAFETY: the sizes were checked above.
             unsafe {
@@ -466,7 +477,7 @@ fn add_query_gradients<T: Element, A: Arithmetic<T>>(
             }
         };
         if keys.finite || spans.iter().all(|span| *span == hull) {
-            add(first, spans.len(), hull);
+            add(first, spans.len().next_multiple_of(A::ROW_STEP), hull);
         } else {
             spans.iter().enumerate().filter(|(_, s)| s.0 < s.1).for_each(|(i, s)| add(first + i, 1, *s));
         }

@@ -63,7 +63,7 @@ fn merge<'a>(parts: impl Iterator<Item = &'a Part>, d: usize) -> Part {
 
 fn split_task<T: Element>(level: Level, inputs: &Inputs<'_, T>, head: Head, keys: (usize, usize)) -> Vec<Part> {
     let Sizes { tq, d, .. } = inputs.sizes;
-    let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
+    let (group, padded) = (inputs.sizes.group(), inputs.sizes.d.next_multiple_of(16));
     let rows = group * tq;
     with_scratch([rows * padded, rows * SPLIT], |[q, logits]| {
         let mut spans = [(0, 0); MAX_ROWS];

@@ -6,11 +6,11 @@ use crate::lanes::{Element, simd_fn};
 use crate::memory::with_scratch;
 use crate::simd::Level;
 
-use super::arithmetic::{Arithmetic, Widened, square_words};
+use super::arithmetic::{Arithmetic, Widened, padded, square_words, whole_steps, widen};
 use super::pack::{Head, transpose, unpack_row};
-use super::pairs::Pairs;
+use super::pairs::InBf16;
 use super::tile::Product;
-use super::{Inputs, PANEL, SharedRows, Sizes, TILE_KEYS, TILE_ROWS, decode};
+use super::{Inputs, MOST_ROWS, SharedRows, Sizes, TILE_KEYS, decode};
 
 /// Query rows (over all heads of a group) that one task carries through the keys.
 const TASK_ROWS: usize = 256;
@@ -29,20 +29,25 @@ pub fn attention_forward<T: Element>(level: Level, inputs: &Inputs<'_, T>, out: 
     if tq * group <= decode::MAX_ROWS {
         return decode::attend(level, inputs, out, lse);
     }
-    run_all(Pairs::native::<T>(level, inputs.scale), Widened(level), inputs, out, lse);
+    run_all(InBf16::native::<T>(level, inputs.scale), Widened(level), inputs, out, lse);
 }
 
-/// In `pairs`, if there are any and every value that is met is finite: one that is not would meet rows that do not see it. Else
+/// In bf16, if that is and every value that is met is finite: one that is not would meet rows that do not see it. Else
 /// `widened`, all of it, so that no result depends on how the work was dealt.
 pub(super) fn run_all<T: Element>(
-    pairs: Option<Pairs>,
+    in_bf16: Option<InBf16>,
     widened: Widened,
     inputs: &Inputs<'_, T>,
     out: &mut [T],
     lse: &mut [f32],
 ) {
     let run = Run { level: widened.0, out: SharedRows::new(out), lse: SharedRows::new(lse) };
-    if !pairs.is_some_and(|pairs| every_task(pairs, inputs, run)) {
+    let done = match in_bf16 {
+        Some(InBf16::Pairs(pairs)) => every_task(pairs, inputs, run),
+        Some(InBf16::Tiles(tiles)) => every_task(tiles, inputs, run),
+        None => false,
+    };
+    if !done {
         every_task(widened, inputs, run);
     }
 }
@@ -50,24 +55,25 @@ pub(super) fn run_all<T: Element>(
 /// False as soon as a task is.
 fn every_task<T: Element, A: Arithmetic<T>>(arithmetic: A, inputs: &Inputs<'_, T>, run: Run<T>) -> bool {
     let Sizes { b, tq, g, .. } = inputs.sizes;
-    let queries = queries_per_task(b * g, tq, inputs.sizes.group());
+    let queries = queries_per_task::<T, A>(b * g, tq, inputs.sizes.group());
     let blocks = tq.div_ceil(queries);
     (0..b * g * blocks).into_par_iter().all(|task| {
         // Late blocks see most keys under a causal mask: they go first.
         let block = blocks - 1 - task / (b * g);
         let (ib, ig) = (task % (b * g) / g, task % g);
         let t0 = block * queries;
-        forward_task(arithmetic, inputs, run, Head { b: ib, h: ig }, t0, (t0 + queries).min(tq))
+        let (head, t1) = (Head { b: ib, h: ig }, (t0 + queries).min(tq));
+        arithmetic.ready(|| forward_task(arithmetic, inputs, run, head, t0, t1))
     })
 }
 
 /// As many as fill a task, fewer where that would leave threads idle. Results do not depend on it.
-fn queries_per_task(heads: usize, tq: usize, group: usize) -> usize {
+fn queries_per_task<T: Element, A: Arithmetic<T>>(heads: usize, tq: usize, group: usize) -> usize {
     let most = (TASK_ROWS / group).max(1);
     let wanted = 3 * rayon::current_num_threads();
     let blocks = wanted.div_ceil(heads).max(tq.div_ceil(most));
-    let least = TILE_ROWS.div_ceil(group);
-    tq.div_ceil(blocks).max(least).next_multiple_of(PANEL).min(tq)
+    let least = A::ROWS.div_ceil(group);
+    tq.div_ceil(blocks).max(least).next_multiple_of(A::PANEL).min(tq)
 }
 
 #[derive(Clone, Copy)]
@@ -77,7 +83,7 @@ struct Run<T> {
     lse: SharedRows<f32>,
 }
 
-/// Queries `[t0, t1)` of all heads of one group. Row `i * (t1 - t0) + t` of the scratch is query `t0 + t` of head `i`. False,
+/// Queries `[t0, t1)` of all heads of one group. Row `i * stride + t` of the scratch is query `t0 + t` of head `i`. False,
 /// with nothing written, if the arithmetic is in pairs and a value is not finite.
 fn forward_task<T: Element, A: Arithmetic<T>>(
     arithmetic: A,
@@ -88,17 +94,17 @@ fn forward_task<T: Element, A: Arithmetic<T>>(
     t1: usize,
 ) -> bool {
     let Sizes { tq, tk, h, d, .. } = inputs.sizes;
-    let (group, padded) = (inputs.sizes.group(), inputs.sizes.padded());
-    let queries = t1 - t0;
-    let rows = group * queries;
+    let (group, padded) = (inputs.sizes.group(), padded::<T, A>(d));
+    let (queries, stride) = (t1 - t0, (t1 - t0).next_multiple_of(A::STEP));
+    let rows = group * stride;
     let width = padded / A::PER_WORD;
     let tile = TILE_KEYS * width;
     let (factor, logit_factor) = arithmetic.factors(inputs.scale * std::f32::consts::LOG2_E);
-    let words = square_words(TILE_ROWS, A::PER_WORD);
-    let lens = [rows * width, rows * padded, 2 * rows, tile, tile, TILE_ROWS * TILE_KEYS, words];
+    let words = square_words(A::ROWS, A::PER_WORD);
+    let lens = [rows * width, rows * padded, 2 * rows, tile, tile, A::ROWS * TILE_KEYS, words];
     with_scratch(lens, |[q, o, state, k_columns, v_steps, s, p]| {
         let mut finite = true;
-        for (i, q) in q.chunks_exact_mut(queries * width).enumerate() {
+        for (i, q) in q.chunks_exact_mut(stride * width).enumerate() {
             let head = Head { b: head.b, h: head.h * group + i };
             finite &= arithmetic.pack_rows(&inputs.q, head, (t0, t1), factor, q, padded);
         }
@@ -118,15 +124,15 @@ fn forward_task<T: Element, A: Arithmetic<T>>(
                 return false;
             }
             let tile = KeyTile { k_columns, v_steps, finite: v_finite, d, padded, logit_factor };
-            for (row, count, t) in row_blocks(group, queries, queries) {
-                let mut spans = [(0, 0); TILE_ROWS];
+            for (row, count, t) in row_blocks(A::ROWS, group, queries, stride) {
+                let (mut spans, held) = ([(0, 0); MOST_ROWS], count.next_multiple_of(A::ROW_STEP));
                 for (span, t) in spans[..count].iter_mut().zip(t0 + t..) {
                     *span = inputs.span(head.b, t, start, end);
                 }
                 let block = RowBlock {
                     spans: &spans[..count],
-                    q: &q[row * width..(row + count) * width],
-                    o: &mut o[row * padded..(row + count) * padded],
+                    q: &q[row * width..(row + held) * width],
+                    o: &mut o[row * padded..(row + held) * padded],
                     peak: &mut peak[row..row + count],
                     total: &mut total[row..row + count],
                 };
@@ -134,8 +140,8 @@ fn forward_task<T: Element, A: Arithmetic<T>>(
             }
             start = end;
         }
-        for row in 0..rows {
-            let (ih, t) = (head.h * group + row / queries, t0 + row % queries);
+        for (i, t) in (0..group).flat_map(|i| (t0..t1).map(move |t| (i, t))) {
+            let (row, ih) = (i * stride + t - t0, head.h * group + i);
             // SAFETY: the rows of this head and these queries are this task's own.
             let (out, lse) = unsafe {
                 (run.out.row(((head.b * tq + t) * h + ih) * d, d), run.lse.row((head.b * h + ih) * tq + t, 1))
@@ -146,12 +152,15 @@ fn forward_task<T: Element, A: Arithmetic<T>>(
     })
 }
 
-/// Blocks of at most `TILE_ROWS` rows, within one head each, whose first rows are `stride` apart: first row, number of rows,
+/// Blocks of at most `most` rows, within one head each, whose first rows are `stride` apart: first row, number of rows,
 /// first query.
-pub(super) fn row_blocks(group: usize, queries: usize, stride: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-    (0..group).flat_map(move |i| {
-        (0..queries).step_by(TILE_ROWS).map(move |t| (i * stride + t, TILE_ROWS.min(queries - t), t))
-    })
+pub(super) fn row_blocks(
+    most: usize,
+    group: usize,
+    queries: usize,
+    stride: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..group).flat_map(move |i| (0..queries).step_by(most).map(move |t| (i * stride + t, most.min(queries - t), t)))
 }
 
 /// Divides by the sum of exponentials. `peak` is in base 2; a row without keys (`total` is 0) stays zero.
@@ -170,7 +179,7 @@ struct KeyTile<'a> {
     logit_factor: f32,
 }
 
-/// Up to `TILE_ROWS` query rows with what the online softmax carries.
+/// Query rows, one for each span, with what the online softmax carries.
 struct RowBlock<'a> {
     spans: &'a [(usize, usize)],
     q: &'a [f32],
@@ -188,11 +197,6 @@ pub(super) fn hull(spans: &[(usize, usize)]) -> Option<(usize, usize)> {
     (lo < hi).then_some((lo, hi))
 }
 
-/// Columns `[lo, hi)` widened to whole vectors of any instruction set.
-pub(super) fn widen((lo, hi): (usize, usize)) -> (usize, usize) {
-    (lo / 16 * 16, hi.next_multiple_of(16))
-}
-
 fn attend_tile<T: Element, A: Arithmetic<T>>(
     level: Level,
     arithmetic: A,
@@ -204,18 +208,18 @@ fn attend_tile<T: Element, A: Arithmetic<T>>(
     let (product, padded) = (arithmetic.product(), tile.padded);
     let (width, pitch) = (padded / A::PER_WORD, TILE_KEYS / A::PER_WORD);
     let RowBlock { spans, q, o, peak, total } = block;
-    for (panel, spans) in spans.chunks(PANEL).enumerate() {
-        let Some(columns) = hull(spans).map(widen) else { continue };
-        let first = panel * PANEL;
-        assert!(columns.1 <= TILE_KEYS && (first + spans.len()) * width <= q.len() && s.len() >= TILE_ROWS * TILE_KEYS);
+    for (panel, spans) in spans.chunks(A::PANEL).enumerate() {
+        let Some(columns) = hull(spans).map(widen::<T, A>) else { continue };
+        let (first, held) = (panel * A::PANEL, spans.len().next_multiple_of(A::ROW_STEP));
+        assert!(columns.1 <= TILE_KEYS && (first + held) * width <= q.len() && s.len() >= A::ROWS * TILE_KEYS);
         assert!(tile.k_columns.len() == TILE_KEYS * width && tile.d <= padded);
         // SAFETY: `q` has these rows of `width >= d / PER_WORD` words, `k_columns` has `width` rows of TILE_KEYS, `s` has
-        // TILE_ROWS.
+        // `ROWS`.
         unsafe {
             product(Product {
-                m: spans.len(),
+                m: held,
                 n: columns.1 - columns.0,
-                k: tile.d.div_ceil(A::PER_WORD),
+                k: tile.d.next_multiple_of(A::STEP) / A::PER_WORD,
                 a: q.as_ptr().add(first * width),
                 a_row: width,
                 a_col: 1,
@@ -241,12 +245,13 @@ fn attend_tile<T: Element, A: Arithmetic<T>>(
         }
     }
     let p = if A::PER_WORD > 1 { &*words } else { &*s };
-    for (panel, spans) in spans.chunks(PANEL).enumerate() {
+    for (panel, spans) in spans.chunks(A::PANEL).enumerate() {
         let Some(keys) = hull(spans) else { continue };
-        let first = panel * PANEL;
+        let first = panel * A::PANEL;
         let mut add = |row: usize, rows: usize, (k0, k1): (usize, usize)| {
-            // Words at the ends hold keys outside as well, for which `p` is zero.
-            let (w0, w1) = (k0 / A::PER_WORD, k1.div_ceil(A::PER_WORD));
+            // Steps at the ends hold keys outside as well, for which `p` is zero.
+            let (k0, k1) = whole_steps::<T, A>((k0, k1));
+            let (w0, w1) = (k0 / A::PER_WORD, k1 / A::PER_WORD);
             assert!(w1 <= pitch && (row + rows) * padded <= o.len() && tile.v_steps.len() == pitch * padded);
             assert!((row + rows) * pitch <= p.len());
             // SAFETY: `p` has these rows of `pitch` words, `v_steps` has `pitch` rows and `o` these rows of `padded`.
@@ -267,7 +272,7 @@ fn attend_tile<T: Element, A: Arithmetic<T>>(
             }
         };
         if tile.finite || spans.iter().all(|span| *span == keys) {
-            add(first, spans.len(), keys);
+            add(first, spans.len().next_multiple_of(A::ROW_STEP), keys);
         } else {
             // Zero times infinity is NaN: each row by itself, over its own keys.
             spans.iter().enumerate().filter(|(_, span)| span.0 < span.1).for_each(|(i, span)| add(first + i, 1, *span));

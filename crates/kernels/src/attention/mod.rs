@@ -9,8 +9,8 @@
 //!
 //! Results do not depend on the number of threads: each output is one chain of additions over the keys (or queries) in
 //! order. Where a value outside a query's range could only be multiplied by zero it changes nothing, and where it is
-//! infinite or NaN it is left out of the product. bf16 on a CPU with instructions for it is multiplied in pairs (`pairs`), unless
-//! an operand is infinite or NaN: then the whole call is in f32, and its finite results may differ in their rounding.
+//! infinite or NaN it is left out of the product. bf16 on a CPU with instructions for it is multiplied in pairs (`pairs`, `tiles`),
+//! unless an operand is infinite or NaN: then the whole call is in f32, and its finite results may differ in their rounding.
 
 mod arithmetic;
 mod backward;
@@ -19,6 +19,7 @@ mod forward;
 mod pack;
 mod pairs;
 mod tile;
+mod tiles;
 
 pub use backward::{Saved, attention_backward};
 pub use forward::attention_forward;
@@ -29,10 +30,8 @@ use crate::lanes::Element;
 
 /// Keys in a tile.
 const TILE_KEYS: usize = 64;
-/// Query rows that pass through a key tile together: 8 register panels.
-const TILE_ROWS: usize = 48;
-/// Rows of a register panel.
-const PANEL: usize = 6;
+/// Most query rows that pass through a key tile together.
+const MOST_ROWS: usize = 64;
 
 /// Sizes of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +54,6 @@ impl Sizes {
     /// Query heads of each key/value head.
     fn group(self) -> usize {
         self.h / self.g
-    }
-
-    /// Channels filled up to whole vectors of any instruction set.
-    fn padded(self) -> usize {
-        self.d.next_multiple_of(16)
     }
 }
 
@@ -181,7 +175,8 @@ impl<T> SharedRows<T> {
 #[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
     use super::arithmetic::Widened;
-    use super::pairs::Pairs;
+    use super::pairs::{InBf16, Pairs};
+    use super::tiles::Tiles;
     use super::*;
     use crate::simd::Level;
 
@@ -201,7 +196,7 @@ mod tests {
     /// groups of odd length, ranges that begin and end within a pair.
     #[test]
     fn pairs_agree_with_f32() {
-        for (tq, tk, h, g, d) in [(97, 97, 4, 2, 20), (61, 150, 3, 1, 64), (130, 131, 2, 2, 35)] {
+        for (tq, tk, h, g, d) in [(97, 97, 4, 2, 20), (61, 150, 3, 1, 64), (130, 131, 2, 2, 35), (200, 200, 2, 1, 96)] {
             let sizes = Sizes { b: 2, tq, tk, h, g, d };
             let (q, k, v) = (values(2 * tq * h * d, 1), values(2 * tk * g * d, 2), values(2 * tk * g * d, 3));
             let dout = values(2 * tq * h * d, 4);
@@ -219,8 +214,10 @@ mod tests {
                 scale: 0.2,
             };
             let dout = heads(leak(dout), tq, h);
-            let native = Pairs::native::<bf16>(Level::Avx512, 1.0);
-            let all = [None, Some(Pairs::portable())].into_iter().chain(native.map(Some));
+            let portable = [InBf16::Pairs(Pairs::portable()), InBf16::Tiles(Tiles::portable())];
+            let native = [Pairs::new(Level::Avx512).map(InBf16::Pairs), Tiles::new(Level::Amx).map(InBf16::Tiles)];
+            let all = portable.into_iter().chain(native.into_iter().flatten()).map(Some);
+            let all = std::iter::once(None).chain(all);
             let results: Vec<Vec<Vec<bf16>>> = all
                 .map(|pairs| {
                     let mut out = vec![bf16::NAN; 2 * tq * h * d];

@@ -7,14 +7,38 @@ use half::bf16;
 
 use crate::lanes::{Element, Portable, simd_fn};
 use crate::memory::halves;
-use crate::simd::{Bf16, Level};
+use crate::simd::{self, Bf16, Level};
 
 use super::arithmetic::Arithmetic;
 use super::pack::{AHEAD, Head, prefetch};
 use super::tile::{MultiplyAdd, Product, ProductFn, blocks};
+use super::tiles::Tiles;
 use super::{Heads, TILE_KEYS};
 
-/// Pairs of bf16; to have one with the instructions is the proof that this CPU has them.
+/// Pairs of bf16, in vectors or in tiles.
+#[derive(Clone, Copy)]
+pub(super) enum InBf16 {
+    /// In vectors.
+    Pairs(Pairs),
+    /// In tiles.
+    Tiles(Tiles),
+}
+
+impl InBf16 {
+    /// For inputs of type `T`, where they are bf16 and `level` and the CPU have instructions that are worth it. Logits must keep
+    /// their order when they are scaled.
+    pub(super) fn native<T: Element>(level: Level, scale: f32) -> Option<Self> {
+        if T::as_bf16(&[]).is_none() || scale <= 0.0 || scale.is_nan() {
+            return None;
+        }
+        match simd::bf16(level)? {
+            Bf16::Pairs => Pairs::new(level).map(Self::Pairs),
+            Bf16::Tiles => Tiles::new(level).map(Self::Tiles),
+        }
+    }
+}
+
+/// Pairs of bf16 in vectors; to have one with the instructions is the proof that this CPU has them.
 #[derive(Clone, Copy)]
 pub(super) struct Pairs {
     level: Level,
@@ -22,15 +46,9 @@ pub(super) struct Pairs {
 }
 
 impl Pairs {
-    /// For inputs of type `T`, where they are bf16 and `level` and the CPU have the instructions. Logits must keep their order
-    /// when they are scaled.
-    pub(super) fn native<T: Element>(level: Level, scale: f32) -> Option<Self> {
-        #[cfg(target_arch = "x86_64")]
-        if T::as_bf16(&[]).is_some() && scale > 0.0 && crate::simd::bf16(level) == Some(Bf16::Pairs) {
-            return Some(Self { level, native: true });
-        }
-        let _ = (level, scale);
-        None
+    /// `None` without the instructions.
+    pub(super) fn new(level: Level) -> Option<Self> {
+        (level >= Level::Avx512 && simd::has_pairs() && !cfg!(tallow_emulated)).then_some(Self { level, native: true })
     }
 
     /// The same arithmetic without the instructions, slow: for tests.
@@ -105,7 +123,7 @@ fn not_finite(x: bf16) -> bool {
 
 simd_fn! {
     /// As [`Arithmetic::pack_rows`].
-    fn copy_rows(
+    pub(super) fn copy_rows(
         s, src: &Heads<'_, bf16>, head: Head, rows: (usize, usize), dst: &mut [bf16], padded: usize,
     ) -> bool {
         // `s` only chooses the instruction set: the loops are vectorised by the compiler.
@@ -127,7 +145,7 @@ simd_fn! {
 
 simd_fn! {
     /// As [`Arithmetic::pack_steps`].
-    fn interleave_rows(
+    pub(super) fn interleave_rows(
         s, src: &Heads<'_, bf16>, head: Head, rows: (usize, usize), dst: &mut [bf16], padded: usize,
     ) -> bool {
         let _ = s;
@@ -164,13 +182,15 @@ impl MultiplyAdd<Portable> for Both {
     }
 }
 
-unsafe fn portable(p: Product) {
+pub(super) unsafe fn portable(p: Product) {
     // SAFETY: the caller's promise.
     unsafe { blocks::<_, Both>(Portable, p) }
 }
 
 #[cfg(target_arch = "x86_64")]
-use native::{avx512, steps_avx512, words_avx512};
+use native::{avx512, steps_avx512};
+#[cfg(target_arch = "x86_64")]
+pub(super) use native::{turned_steps_avx512, words_avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod native {
@@ -181,6 +201,7 @@ mod native {
 
     use super::{Both, MultiplyAdd, Product, TILE_KEYS, blocks};
     use crate::lanes::Avx512;
+    use crate::turn::transpose;
 
     impl MultiplyAdd<Avx512> for Both {
         #[inline(always)]
@@ -214,7 +235,7 @@ mod native {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) fn words_avx512(rows: &[f32], words: &mut [f32]) {
+    pub(in crate::attention) fn words_avx512(rows: &[f32], words: &mut [f32]) {
         for (x, word) in rows.chunks_exact(2 * VECTOR).zip(words.chunks_exact_mut(VECTOR)) {
             // SAFETY: 32 values and 16 words are there.
             unsafe {
@@ -234,6 +255,29 @@ mod native {
         }
         order
     };
+
+    /// Rows of `TILE_KEYS` values, 32 at a time, as words `[key][pair of rows]` that are `pitch` apart from key to key.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(in crate::attention) fn turned_steps_avx512(rows: &[f32], words: &mut [f32], pitch: usize) {
+        // SAFETY: 32 halves are there.
+        let order = unsafe { _mm512_loadu_si512(INTERLEAVED.as_ptr().cast()) };
+        for (group, rows) in rows.chunks_exact(2 * VECTOR * TILE_KEYS).enumerate() {
+            for key in (0..TILE_KEYS).step_by(VECTOR) {
+                let pairs = std::array::from_fn(|pair| {
+                    let (even, odd) = rows[2 * pair * TILE_KEYS..][..2 * TILE_KEYS].split_at(TILE_KEYS);
+                    // SAFETY: 16 values from `key` on are in either row.
+                    let (even, odd) =
+                        unsafe { (_mm512_loadu_ps(even[key..].as_ptr()), _mm512_loadu_ps(odd[key..].as_ptr())) };
+                    _mm512_permutexvar_epi16(order, rounded(even, odd))
+                });
+                for (i, row) in transpose(pairs).into_iter().enumerate() {
+                    let to = &mut words[(key + i) * pitch + group * VECTOR..][..VECTOR];
+                    // SAFETY: the slice has 16 words.
+                    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), row) };
+                }
+            }
+        }
+    }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub(super) fn steps_avx512(rows: &[f32], words: &mut [f32]) {
