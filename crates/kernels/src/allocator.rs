@@ -27,7 +27,7 @@ unsafe impl GlobalAlloc for KeepLarge {
 }
 
 #[cfg(target_os = "linux")]
-// SAFETY: small blocks are the system's; large ones are mapped by `large` for whoever asked, page-aligned and at least as long,
+// SAFETY: small blocks are the system's; large ones are mapped by `large` for whoever asked, on a cache line and at least as long,
 // and the size in their layout tells which is which when they come back.
 unsafe impl GlobalAlloc for KeepLarge {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -83,14 +83,18 @@ unsafe impl GlobalAlloc for KeepLarge {
 #[cfg(target_os = "linux")]
 mod large {
     use std::alloc::Layout;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     /// The size from which on a block is large.
     const LARGE: usize = 1 << 20;
     /// Sizes are multiples of it: a multiple of every page size.
     const PAGE: usize = 1 << 16;
-    /// The largest alignment that every block has.
-    const ALIGN: usize = 4096;
+    /// The smallest page. Blocks begin on different lines of theirs: passes over several of them would otherwise meet in the same
+    /// sets of the first cache.
+    const SMALL_PAGE: usize = 4096;
+    /// A cache line: the largest alignment that every block has.
+    const LINE: usize = 64;
     /// A huge page.
     const HUGE: usize = 2 << 20;
     /// Blocks that can wait at once.
@@ -129,13 +133,13 @@ mod large {
     }
 
     pub(super) fn is(layout: Layout) -> bool {
-        layout.size() >= LARGE && layout.align() <= ALIGN
+        layout.size() >= LARGE && layout.align() <= LINE
     }
 
-    /// The size of the block that a request gets: that of its class.
+    /// The size of the mapping that a request gets: that of its class, with room to begin anywhere on its first page.
     pub(super) fn rounded(size: usize) -> usize {
         let step = ((1 << size.max(1).ilog2()) / 64).max(PAGE);
-        size.checked_next_multiple_of(step).unwrap_or(size)
+        size.checked_add(SMALL_PAGE).and_then(|size| size.checked_next_multiple_of(step)).unwrap_or(size)
     }
 
     impl Kept {
@@ -180,14 +184,14 @@ mod large {
         while let Some(block) = kept.too_many(size) {
             unmap(block.at, block.size);
         }
-        let at = map(size).or_else(|| {
+        let at = map_block(size).or_else(|| {
             // The system has no more: what waits is given back.
             while kept.len > 0 {
                 let last = kept.len - 1;
                 let block = kept.remove(last);
                 unmap(block.at, block.size);
             }
-            map(size)
+            map_block(size)
         })?;
         kept.lend(size);
         Some((at as *mut u8, true))
@@ -215,8 +219,9 @@ mod large {
         while let Some(block) = kept.too_many(to.saturating_sub(from)) {
             unmap(block.at, block.size);
         }
-        // SAFETY: the block is one mapping of its holder's, `from` bytes long.
-        let moved = unsafe { libc::mremap(at.cast(), from, to, libc::MREMAP_MAYMOVE) };
+        let offset = at as usize % SMALL_PAGE;
+        // SAFETY: the block is in one mapping of its holder's, `from` bytes long, at the start of its first page.
+        let moved = unsafe { libc::mremap(at.sub(offset).cast(), from, to, libc::MREMAP_MAYMOVE) };
         if moved == libc::MAP_FAILED {
             return None;
         }
@@ -225,7 +230,16 @@ mod large {
         if to >= 2 * HUGE {
             advise(moved as usize, to);
         }
-        Some(moved.cast())
+        Some(moved.cast::<u8>().wrapping_add(offset))
+    }
+
+    /// A mapping of `size` bytes; the place on its first page at which its block begins.
+    fn map_block(size: usize) -> Option<usize> {
+        static MAPPED: AtomicUsize = AtomicUsize::new(0);
+        // Odd, so that all lines have their turn, and far from one to the next.
+        const STRIDE: usize = 25;
+        let line = MAPPED.fetch_add(1, Ordering::Relaxed) * STRIDE % (SMALL_PAGE / LINE);
+        map(size).map(|at| at + line * LINE)
     }
 
     fn map(size: usize) -> Option<usize> {
@@ -254,7 +268,9 @@ mod large {
         unsafe { libc::madvise(at as *mut libc::c_void, size, libc::MADV_HUGEPAGE) };
     }
 
+    /// Of a block or of part of a mapping.
     fn unmap(at: usize, size: usize) {
+        let at = at / SMALL_PAGE * SMALL_PAGE;
         if size > 0 {
             // SAFETY: whole pages of a mapping of ours that nobody has.
             unsafe { libc::munmap(at as *mut libc::c_void, size) };
@@ -321,7 +337,7 @@ mod tests {
             assert!((0..1000).all(|i| *large.add(i) == 3));
             all.dealloc(large, layout(3 * MIB));
             all.dealloc(other, layout(9 * MIB));
-            // Alignments beyond a page are the system's.
+            // Alignments beyond a line are the system's.
             let aligned = Layout::from_size_align(2 * MIB, 8192).unwrap();
             let at = all.alloc(aligned);
             assert!(at.addr().is_multiple_of(8192));
