@@ -138,8 +138,9 @@ mod large {
 
     /// The size of the mapping that a request gets: that of its class, with room to begin anywhere on its first page.
     pub(super) fn rounded(size: usize) -> usize {
-        let step = ((1 << size.max(1).ilog2()) / 64).max(PAGE);
-        size.checked_add(SMALL_PAGE).and_then(|size| size.checked_next_multiple_of(step)).unwrap_or(size)
+        let Some(size) = size.checked_add(SMALL_PAGE) else { return size };
+        let step = ((1 << size.ilog2()) / 64).max(PAGE);
+        size.checked_next_multiple_of(step).unwrap_or(size)
     }
 
     impl Kept {
