@@ -254,6 +254,103 @@ mod tiles {
         }
     }
 
+    impl Tiles {
+        /// `c = a b` if `fresh`, else `c += a b`, over `blocks` blocks of 32 steps in three parts: `h h + h m + m h + m m + h l +
+        /// l h`, the small ones first. `a`: `[block][part][32, 32]`; `b`: `[block][part][16][32][2]`; `c`: `[32, 32]`.
+        ///
+        /// # Safety
+        /// `a` and `b` have six times `blocks` KiB, `c` has 4, and is filled if not `fresh`.
+        pub(crate) unsafe fn square_of_parts(
+            &self,
+            a: *const u16,
+            b: *const u16,
+            c: *mut f32,
+            blocks: usize,
+            fresh: bool,
+        ) {
+            macro_rules! load_a {
+                ($at:literal) => {
+                    concat!(
+                        "tileloadd tmm4, [{a} + {line} + ",
+                        $at,
+                        "]\ntileloadd tmm5, [{a} + {line} + ",
+                        $at,
+                        " + 1024]"
+                    )
+                };
+            }
+            macro_rules! load_b {
+                ($at:literal) => {
+                    concat!(
+                        "tileloadd tmm6, [{b} + {pitch} + ",
+                        $at,
+                        "]\ntileloadd tmm7, [{b} + {pitch} + ",
+                        $at,
+                        " + 64]"
+                    )
+                };
+            }
+            macro_rules! multiply {
+                () => {
+                    "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7"
+                };
+            }
+            // SAFETY: the caller's promise; the tiles are configured.
+            unsafe {
+                asm!(
+                    "test {fresh:e}, {fresh:e}",
+                    "jz 4f",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "jmp 5f",
+                    "4:",
+                    "tileloadd tmm0, [{c} + {pitch}]",
+                    "tileloadd tmm1, [{c} + {pitch} + 64]",
+                    "tileloadd tmm2, [{c} + {pitch} + 2048]",
+                    "tileloadd tmm3, [{c} + {pitch} + 2112]",
+                    "5:",
+                    "test {blocks}, {blocks}",
+                    "jz 3f",
+                    "2:",
+                    load_a!("4096"),
+                    load_b!("0"),
+                    multiply!(),
+                    load_a!("2048"),
+                    multiply!(),
+                    load_b!("2048"),
+                    multiply!(),
+                    load_a!("0"),
+                    multiply!(),
+                    load_b!("4096"),
+                    multiply!(),
+                    load_b!("0"),
+                    multiply!(),
+                    "add {a}, 6144",
+                    "add {b}, 6144",
+                    "dec {blocks}",
+                    "jnz 2b",
+                    "3:",
+                    "tilestored [{c} + {pitch}], tmm0",
+                    "tilestored [{c} + {pitch} + 64], tmm1",
+                    "tilestored [{c} + {pitch} + 2048], tmm2",
+                    "tilestored [{c} + {pitch} + 2112], tmm3",
+                    a = inout(reg) a => _,
+                    b = inout(reg) b => _,
+                    blocks = inout(reg) blocks => _,
+                    c = in(reg) c,
+                    fresh = in(reg) u32::from(fresh),
+                    line = in(reg) 64usize,
+                    pitch = in(reg) 128usize,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    }
+
     impl Drop for Tiles {
         fn drop(&mut self) {
             // SAFETY: the instruction is there. A thread without tiles in use is cheaper to switch.

@@ -1,11 +1,11 @@
 //! Matrix products: the three that a linear layer needs, in f32 and bf16, threaded.
 //!
-//! f32 goes through the `gemm` crate (`library`), which reaches the machine's AVX-512 or AVX2 rate. bf16 has no library to go to: with
-//! AVX512-BF16 it runs on the instruction that multiplies pairs and adds in f32 (`bf16_native`), elsewhere operands are
-//! widened and go the f32 way. Sums are f32 always.
+//! f32 goes through the `gemm` crate (`library`), which reaches the machine's AVX-512 or AVX2 rate, but with AMX in three parts of
+//! bf16 (`tiled`). bf16 has no library to go to: with AMX or AVX512-BF16 it runs on the instructions that multiply pairs and add
+//! in f32 (`tiled`), elsewhere operands are widened and go the f32 way. Sums are f32 always.
 
-mod bf16_native;
 mod library;
+mod tiled;
 mod widened;
 
 use half::bf16;
@@ -75,6 +75,9 @@ fn f32_gemm(
     c: &mut [f32],
     add: bool,
 ) {
+    if let Some(kernel) = tiled::InParts::worth(dims) {
+        return tiled::product(kernel, dims, a, b, Out::F32(c, add));
+    }
     let parallelism = if m.saturating_mul(n).saturating_mul(k) <= SERIAL {
         gemm::Parallelism::None
     } else {
@@ -146,8 +149,8 @@ pub(crate) enum Out<'a> {
 }
 
 fn product(dims: (usize, usize, usize), a: (&[bf16], Strides), b: (&[bf16], Strides), out: Out) {
-    match bf16_native::Kernel::native() {
-        Some(kernel) => bf16_native::product(kernel, dims, a, b, out),
+    match tiled::InBf16::native() {
+        Some(kernel) => tiled::product(kernel, dims, a, b, out),
         None => widened::product(dims, a, b, out),
     }
 }

@@ -14,17 +14,17 @@ mod avx512;
 
 /// An operand, as its panels see it: the lines (rows of `a`, columns of `b`) and the inner dimension.
 #[derive(Clone, Copy)]
-pub(super) struct Operand<'a> {
-    pub(super) values: &'a [bf16],
+pub(in crate::gemm) struct Operand<'a, T> {
+    pub(super) values: &'a [T],
     /// Elements from one line to the next.
     pub(super) line: usize,
     /// Elements from one step of the inner dimension to the next; this or `line` is 1.
     pub(super) step: usize,
 }
 
-impl Operand<'_> {
+impl<T> Operand<'_, T> {
     /// Lines and steps, not none of either, are within the values.
-    fn check(&self, lines: &Range<usize>, steps: &Range<usize>) {
+    pub(super) fn check(&self, lines: &Range<usize>, steps: &Range<usize>) {
         let last = (lines.end - 1) * self.line + (steps.end - 1) * self.step;
         assert!((self.line == 1 || self.step == 1) && last < self.values.len(), "panels beyond their operand");
     }
@@ -37,7 +37,7 @@ const ABREAST: usize = 8;
 /// line and where steps are missing to a multiple of `unit`, which is even. What `packed` has behind the last panel stays.
 pub(super) fn pack_pairs<const W: usize>(
     packed: &mut [bf16],
-    from: Operand,
+    from: Operand<bf16>,
     lines: Range<usize>,
     steps: Range<usize>,
     unit: usize,
@@ -66,16 +66,16 @@ pub(super) fn pack_pairs<const W: usize>(
 
 /// Whether the CPU has vectors of 32 elements. scripts/emulate-avx512 lacks the instructions that move them.
 #[cfg(target_arch = "x86_64")]
-fn wide() -> bool {
+pub(super) fn wide() -> bool {
     crate::lanes::Avx512::new().is_some() && !cfg!(tallow_emulated)
 }
 
 /// Lines of a panel of tiles, and steps of one of its blocks.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 
 /// Packs the lines `lines` over the steps `steps` into panels of 32 lines, `[block of 32 steps][line][step]`: pairs of tiles
 /// that are multiplied from the left. Zeros are where there is no line and where steps are missing to a whole block.
-pub(super) fn pack_tiles(packed: &mut [bf16], from: Operand, lines: Range<usize>, steps: Range<usize>) {
+pub(super) fn pack_tiles(packed: &mut [bf16], from: Operand<bf16>, lines: Range<usize>, steps: Range<usize>) {
     if steps.is_empty() || lines.is_empty() {
         return;
     }
@@ -109,7 +109,7 @@ pub(super) fn pack_tiles(packed: &mut [bf16], from: Operand, lines: Range<usize>
 }
 
 /// Packs the blocks of 32 steps of 32 neighbouring lines from `line` that are whole; returns how many steps they have.
-fn turned_blocks(panel: &mut [bf16], from: Operand, line: usize, steps: &Range<usize>) -> usize {
+fn turned_blocks(panel: &mut [bf16], from: Operand<bf16>, line: usize, steps: &Range<usize>) -> usize {
     #[cfg(target_arch = "x86_64")]
     if wide() {
         // SAFETY: the CPU has AVX-512 F and BW.
@@ -120,7 +120,7 @@ fn turned_blocks(panel: &mut [bf16], from: Operand, line: usize, steps: &Range<u
 }
 
 /// The steps of a line lie side by side: pairs are turned into columns, one panel.
-fn turn<const W: usize>(panel: &mut [bf16], from: Operand, lines: Range<usize>, steps: &Range<usize>) {
+fn turn<const W: usize>(panel: &mut [bf16], from: Operand<bf16>, lines: Range<usize>, steps: &Range<usize>) {
     let whole = transposed::<W>(panel, from, &lines, steps);
     // What does not fill the registers, and everything where there are none.
     for (place, line) in lines.enumerate() {
@@ -138,7 +138,7 @@ fn turn<const W: usize>(panel: &mut [bf16], from: Operand, lines: Range<usize>, 
 /// Neighbouring lines lie side by side: two steps make a row of pairs, in several panels of `size` elements.
 fn interleave<const W: usize>(
     panels: &mut [bf16],
-    from: Operand,
+    from: Operand<bf16>,
     lines: Range<usize>,
     steps: &Range<usize>,
     size: usize,
@@ -161,7 +161,7 @@ fn interleave<const W: usize>(
 #[cfg(target_arch = "x86_64")]
 fn interleaved<const W: usize>(
     panels: &mut [bf16],
-    from: Operand,
+    from: Operand<bf16>,
     lines: &Range<usize>,
     steps: &Range<usize>,
     size: usize,
@@ -211,7 +211,7 @@ fn interleaved<const W: usize>(
 #[cfg(not(target_arch = "x86_64"))]
 fn interleaved<const W: usize>(
     _: &mut [bf16],
-    _: Operand,
+    _: Operand<bf16>,
     _: &Range<usize>,
     _: &Range<usize>,
     _: usize,
@@ -220,7 +220,12 @@ fn interleaved<const W: usize>(
 }
 
 /// Packs the steps that come in groups of 16 or 32, in pairs; returns how many they are.
-fn transposed<const W: usize>(panel: &mut [bf16], from: Operand, lines: &Range<usize>, steps: &Range<usize>) -> usize {
+fn transposed<const W: usize>(
+    panel: &mut [bf16],
+    from: Operand<bf16>,
+    lines: &Range<usize>,
+    steps: &Range<usize>,
+) -> usize {
     #[cfg(target_arch = "x86_64")]
     if W.is_multiple_of(16) && wide() {
         // SAFETY: the CPU has AVX-512 F.
@@ -239,7 +244,7 @@ fn transposed<const W: usize>(panel: &mut [bf16], from: Operand, lines: &Range<u
 #[target_feature(enable = "avx2")]
 fn transposed_avx2<const W: usize>(
     panel: &mut [bf16],
-    from: Operand,
+    from: Operand<bf16>,
     lines: &Range<usize>,
     steps: &Range<usize>,
 ) -> usize {
@@ -307,7 +312,12 @@ fn transpose(r: [std::arch::x86_64::__m256i; 8]) -> [std::arch::x86_64::__m256i;
 mod tests {
     use super::*;
 
-    fn check(what: &str, width: usize, unit: usize, pack: impl Fn(&mut [bf16], Operand, Range<usize>, Range<usize>)) {
+    fn check(
+        what: &str,
+        width: usize,
+        unit: usize,
+        pack: impl Fn(&mut [bf16], Operand<bf16>, Range<usize>, Range<usize>),
+    ) {
         let (long, short) = (700, 60);
         let values: Vec<bf16> = (0..long * short).map(|i| bf16::from_bits(i as u16 % 30_000 + 1)).collect();
         for (line, step) in [(short, 1), (1, long)] {
@@ -341,7 +351,7 @@ mod tests {
 
     #[test]
     fn every_element_comes_to_its_place() {
-        let pairs = |width, unit, pack: fn(&mut [bf16], Operand, Range<usize>, Range<usize>, usize)| {
+        let pairs = |width, unit, pack: fn(&mut [bf16], Operand<bf16>, Range<usize>, Range<usize>, usize)| {
             check("pairs", width, unit, |packed, from, lines, steps| pack(packed, from, lines, steps, unit));
         };
         pairs(12, 2, pack_pairs::<12>);

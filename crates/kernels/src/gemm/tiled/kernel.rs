@@ -1,4 +1,4 @@
-//! The instruction sets that multiply packed panels.
+//! What multiplies packed panels: instructions for bf16.
 
 use std::ops::Range;
 
@@ -10,9 +10,45 @@ use super::{Blocking, NR};
 use crate::amx::{Amx, Tiles};
 use crate::simd::{self, Bf16};
 
-/// How tiles are multiplied; to have one is the proof that this CPU can.
+/// How operands are packed and tiles multiplied; to have one is the proof that this CPU can.
+pub(in crate::gemm) trait Kernel: Copy + Send + Sync {
+    /// Of operands.
+    type Item: Copy + Send + Sync;
+    /// The kernel on a thread that is ready for it.
+    type Ready;
+
+    /// Rows of a tile.
+    fn rows(self) -> usize;
+
+    /// A panel has a multiple of this many steps, of which the last may be zeros.
+    fn unit(self) -> usize;
+
+    /// Packed elements of an element.
+    fn parts(self) -> usize {
+        1
+    }
+
+    fn blocking(self) -> Blocking;
+
+    /// Lines that are packed in the time of a tile of as many steps.
+    fn lines_per_tile(self) -> usize;
+
+    /// Packs rows of `a` over some steps.
+    fn pack_a(self, packed: &mut [bf16], from: Operand<Self::Item>, lines: Range<usize>, steps: Range<usize>);
+
+    /// Packs columns of `b` over some steps.
+    fn pack_b(self, packed: &mut [bf16], from: Operand<Self::Item>, lines: Range<usize>, steps: Range<usize>);
+
+    /// Calls `f` on a thread that is ready to multiply.
+    fn ready<R>(self, f: impl FnOnce(Self::Ready) -> R) -> R;
+
+    /// `tile = a panel x b panel` if `fresh`, else `+=`. `tile` is `[rows, 32]` and lies on a cache line.
+    fn multiply(ready: &Self::Ready, a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool);
+}
+
+/// Operands in bf16.
 #[derive(Clone, Copy)]
-pub(in crate::gemm) enum Kernel {
+pub(in crate::gemm) enum InBf16 {
     /// `vdpbf16ps`: 12 x 32 sums in 24 registers. The loads (176 bytes for 24 multiply-adds) come from L2 without stalling, so
     /// panels need not fit L1.
     #[cfg(target_arch = "x86_64")]
@@ -25,7 +61,7 @@ pub(in crate::gemm) enum Kernel {
     Scalar { tiles: bool },
 }
 
-impl Kernel {
+impl InBf16 {
     /// `Some` if this CPU has instructions that are worth it and `TALLOW_SIMD` does not forbid them.
     pub(in crate::gemm) fn native() -> Option<Self> {
         match simd::bf16(simd::level())? {
@@ -48,39 +84,40 @@ impl Kernel {
             Self::Pairs => false,
         }
     }
+}
 
-    /// Rows of a tile.
-    pub(super) fn rows(self) -> usize {
+impl Kernel for InBf16 {
+    type Item = bf16;
+    type Ready = Ready;
+
+    fn rows(self) -> usize {
         if self.tiles() { 32 } else { 12 }
     }
 
-    /// A panel has a multiple of this many steps, of which the last may be zeros.
-    pub(super) fn unit(self) -> usize {
+    fn unit(self) -> usize {
         if self.tiles() { 32 } else { 2 }
     }
 
-    pub(super) fn blocking(self) -> Blocking {
+    fn blocking(self) -> Blocking {
         if self.tiles() { super::TILES } else { super::PAIRS }
     }
 
-    /// Lines that are packed in the time of a tile of as many steps.
-    pub(super) fn lines_per_tile(self) -> usize {
+    fn lines_per_tile(self) -> usize {
         if self.tiles() { 4 } else { 15 }
     }
 
-    pub(super) fn pack_a(self, packed: &mut [bf16], from: Operand, lines: Range<usize>, steps: Range<usize>) {
+    fn pack_a(self, packed: &mut [bf16], from: Operand<bf16>, lines: Range<usize>, steps: Range<usize>) {
         match self.tiles() {
             true => pack_tiles(packed, from, lines, steps),
             false => pack_pairs::<12>(packed, from, lines, steps, self.unit()),
         }
     }
 
-    pub(super) fn pack_b(self, packed: &mut [bf16], from: Operand, lines: Range<usize>, steps: Range<usize>) {
+    fn pack_b(self, packed: &mut [bf16], from: Operand<bf16>, lines: Range<usize>, steps: Range<usize>) {
         pack_pairs::<NR>(packed, from, lines, steps, self.unit());
     }
 
-    /// Calls `f` on a thread that is ready to multiply.
-    pub(super) fn ready<R>(self, f: impl FnOnce(Ready) -> R) -> R {
+    fn ready<R>(self, f: impl FnOnce(Ready) -> R) -> R {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Pairs => f(Ready::Pairs),
@@ -90,10 +127,27 @@ impl Kernel {
             Self::Scalar { tiles } => f(Ready::Scalar { tiles }),
         }
     }
+
+    fn multiply(ready: &Ready, a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool) {
+        match ready {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: there is such a kernel only where the CPU has the instructions.
+            Ready::Pairs => unsafe { pairs(a, b, tile, fresh) },
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Ready::Tiles(tiles) => {
+                let blocks = b.len() / (32 * NR);
+                assert!(a.len() >= blocks * 32 * 32 && tile.len() >= 32 * NR);
+                // SAFETY: both panels have `blocks` times 32 steps of 32 lines, and the tile is 32 x 32.
+                unsafe { tiles.square(a.as_ptr().cast(), b.as_ptr().cast(), tile.as_mut_ptr(), blocks, fresh) }
+            }
+            #[cfg(test)]
+            Ready::Scalar { tiles } => scalar(*tiles, a, b, tile, fresh),
+        }
+    }
 }
 
-/// A [`Kernel`] on a thread that is ready for it.
-pub(super) enum Ready {
+/// [`InBf16`] on a thread that is ready for it.
+pub(in crate::gemm) enum Ready {
     #[cfg(target_arch = "x86_64")]
     Pairs,
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -102,27 +156,7 @@ pub(super) enum Ready {
     Scalar { tiles: bool },
 }
 
-impl Ready {
-    /// `tile = a panel x b panel` if `fresh`, else `+=`. `tile` is `[rows, 32]` and lies on a cache line.
-    pub(super) fn multiply(&self, a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool) {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: there is such a kernel only where the CPU has the instructions.
-            Self::Pairs => unsafe { pairs(a, b, tile, fresh) },
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Tiles(tiles) => {
-                let blocks = b.len() / (32 * NR);
-                assert!(a.len() >= blocks * 32 * 32 && tile.len() >= 32 * NR);
-                // SAFETY: both panels have `blocks` times 32 steps of 32 lines, and the tile is 32 x 32.
-                unsafe { tiles.square(a.as_ptr().cast(), b.as_ptr().cast(), tile.as_mut_ptr(), blocks, fresh) }
-            }
-            #[cfg(test)]
-            Self::Scalar { tiles } => scalar(*tiles, a, b, tile, fresh),
-        }
-    }
-}
-
-/// See [`Ready::multiply`].
+/// See [`Kernel::multiply`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pairs(a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool) {
@@ -182,14 +216,14 @@ fn scalar(tiles: bool, a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool) {
 }
 
 #[cfg(test)]
-pub(super) fn all() -> Vec<(&'static str, Kernel)> {
+pub(super) fn all() -> Vec<(&'static str, InBf16)> {
     let mut all =
-        vec![("scalar pairs", Kernel::Scalar { tiles: false }), ("scalar tiles", Kernel::Scalar { tiles: true })];
+        vec![("scalar pairs", InBf16::Scalar { tiles: false }), ("scalar tiles", InBf16::Scalar { tiles: true })];
     #[cfg(target_arch = "x86_64")]
     if simd::has_pairs() {
-        all.push(("pairs", Kernel::Pairs));
+        all.push(("pairs", InBf16::Pairs));
     }
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    all.extend(Amx::new().map(|amx| ("tiles", Kernel::Tiles(amx))));
+    all.extend(Amx::new().map(|amx| ("tiles", InBf16::Tiles(amx))));
     all
 }

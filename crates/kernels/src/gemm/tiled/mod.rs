@@ -1,5 +1,6 @@
-//! bf16 products on instructions for bf16: `vdpbf16ps` of AVX512-BF16 multiplies pairs of bf16 and adds both products to an f32
-//! lane, `tdpbf16ps` of AMX does so for tiles of 16 x 16 sums (`kernel`).
+//! Products on instructions for bf16: `vdpbf16ps` of AVX512-BF16 multiplies pairs of bf16 and adds both products to an f32
+//! lane, `tdpbf16ps` of AMX does so for tiles of 16 x 16 sums (`kernel`), and these are so fast that f32 gains by it as well, in
+//! three parts (`parts`).
 //!
 //! Blocking after Goto and van de Geijn (2008). The result is dealt to the threads as a grid of rows and columns. A part
 //! packs the columns of `b` that it needs next, all of them where they are few, and takes its rows of `a` in blocks that
@@ -7,6 +8,7 @@
 
 mod kernel;
 mod pack;
+mod parts;
 mod store;
 
 use std::ops::Range;
@@ -14,19 +16,20 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use self::kernel::Ready;
+use self::kernel::Kernel;
 use self::pack::Operand;
 use self::store::Target;
 use super::{Out, Strides, elements};
 use crate::memory::{as_bf16, with_scratch};
 
-pub(super) use self::kernel::Kernel;
+pub(super) use self::kernel::InBf16;
+pub(super) use self::parts::InParts;
 
 /// Columns of a tile.
 const NR: usize = 32;
 /// How much is packed at once.
 #[derive(Clone, Copy, Debug)]
-struct Blocking {
+pub(super) struct Blocking {
     /// Elements of the inner dimension between two visits of the result; a multiple of a panel's unit.
     depth: usize,
     /// The same where the steps of a row of `a` lie side by side, and all of them are no more than that.
@@ -47,22 +50,22 @@ const PAIRS: Blocking = Blocking { depth: 2048, depth_once: 2048, a: 1 << 17, b:
 /// For tiles: a panel of `b` of at most 32 KiB, 256 KiB of `a`, 512 KiB of `b`, sums of at most 1 MiB.
 const TILES: Blocking = Blocking { depth: 512, depth_once: 1024, a: 1 << 17, b: 1 << 18, b_once: 1 << 18, rows: 512 };
 
-pub(super) fn product(
-    kernel: Kernel,
+pub(super) fn product<K: Kernel>(
+    kernel: K,
     dims: (usize, usize, usize),
-    a: (&[bf16], Strides),
-    b: (&[bf16], Strides),
+    a: (&[K::Item], Strides),
+    b: (&[K::Item], Strides),
     out: Out,
 ) {
     blocked_product(kernel, kernel.blocking(), dims, a, b, out);
 }
 
-fn blocked_product(
-    kernel: Kernel,
+fn blocked_product<K: Kernel>(
+    kernel: K,
     blocking: Blocking,
     (m, n, k): (usize, usize, usize),
-    (a, sa): (&[bf16], Strides),
-    (b, sb): (&[bf16], Strides),
+    (a, sa): (&[K::Item], Strides),
+    (b, sb): (&[K::Item], Strides),
     out: Out,
 ) {
     let room = match &out {
@@ -113,7 +116,7 @@ struct Grid {
 
 impl Grid {
     /// The grid whose largest part takes the least time: its tiles, and packing its rows of `a` and columns of `b`.
-    fn new(kernel: Kernel, (m, n): (usize, usize), threads: usize) -> Self {
+    fn new(kernel: impl Kernel, (m, n): (usize, usize), threads: usize) -> Self {
         let tile = kernel.rows();
         let cost = |down: usize| {
             let (tall, wide) = (m.div_ceil(tile).div_ceil(down), n.div_ceil(NR).div_ceil(threads / down));
@@ -149,16 +152,16 @@ fn even(lines: usize, most: usize, tile: usize) -> usize {
     lines.div_ceil(lines.div_ceil(most)).next_multiple_of(tile)
 }
 
-struct Task<'a> {
-    kernel: Kernel,
+struct Task<'a, K: Kernel> {
+    kernel: K,
     blocking: Blocking,
     k: usize,
-    a: Operand<'a>,
-    b: Operand<'a>,
+    a: Operand<'a, K::Item>,
+    b: Operand<'a, K::Item>,
     target: Target<'a>,
 }
 
-impl Task<'_> {
+impl<K: Kernel> Task<'_, K> {
     /// Rows `rows` and columns `cols` of the result.
     fn part(&self, rows: Range<usize>, cols: Range<usize>) {
         if rows.is_empty() || cols.is_empty() {
@@ -175,36 +178,41 @@ impl Task<'_> {
         let width = even(cols.len(), if height >= rows.len() { b_once } else { b } / depth, NR);
         // A tile is written and read again at once, or held until the last segment.
         let sums = if several { held * width } else { tile_rows * NR };
-        with_scratch([height * depth / 2, width * depth / 2, sums], |[packed_a, packed_b, sums]| {
-            let (packed_a, packed_b) = (as_bf16(packed_a), as_bf16(packed_b));
-            kernel.ready(|ready| {
-                for cols in blocks(cols, width) {
-                    for rows in blocks(rows.clone(), held) {
-                        for steps in blocks(0..self.k, depth) {
-                            kernel.pack_b(packed_b, self.b, cols.clone(), steps.clone());
-                            for block in blocks(rows.clone(), height) {
-                                kernel.pack_a(packed_a, self.a, block.clone(), steps.clone());
-                                let first = if several { (block.start - rows.start) * width } else { 0 };
-                                let place = (block, cols.clone(), steps.clone());
-                                self.block(&ready, packed_a, packed_b, &mut sums[first..], place);
+        let packed = depth * kernel.parts();
+        with_scratch(
+            [(height * packed).div_ceil(2), (width * packed).div_ceil(2), sums],
+            |[packed_a, packed_b, sums]| {
+                let (packed_a, packed_b) = (as_bf16(packed_a), as_bf16(packed_b));
+                kernel.ready(|ready| {
+                    for cols in blocks(cols, width) {
+                        for rows in blocks(rows.clone(), held) {
+                            for steps in blocks(0..self.k, depth) {
+                                kernel.pack_b(packed_b, self.b, cols.clone(), steps.clone());
+                                for block in blocks(rows.clone(), height) {
+                                    kernel.pack_a(packed_a, self.a, block.clone(), steps.clone());
+                                    let first = if several { (block.start - rows.start) * width } else { 0 };
+                                    let place = (block, cols.clone(), steps.clone());
+                                    self.block(&ready, packed_a, packed_b, &mut sums[first..], place);
+                                }
                             }
                         }
                     }
-                }
-            });
-        });
+                });
+            },
+        );
     }
 
     /// Everything that a packed block of `a` and one of `b` give. `sums`: a tile, or as many as there are.
     fn block(
         &self,
-        ready: &Ready,
+        ready: &K::Ready,
         packed_a: &[bf16],
         packed_b: &[bf16],
         sums: &mut [f32],
         (rows, cols, steps): (Range<usize>, Range<usize>, Range<usize>),
     ) {
-        let (depth, tile_rows) = (steps.len().next_multiple_of(self.kernel.unit()), self.kernel.rows());
+        let depth = steps.len().next_multiple_of(self.kernel.unit()) * self.kernel.parts();
+        let tile_rows = self.kernel.rows();
         let tile_len = tile_rows * NR;
         let across = if steps.len() < self.k { cols.len().div_ceil(NR) } else { 0 };
         for (j, col) in blocks(cols, NR).enumerate() {
@@ -213,7 +221,7 @@ impl Task<'_> {
                 let panel_a = &packed_a[i * depth * tile_rows..(i + 1) * depth * tile_rows];
                 let at = if across == 0 { 0 } else { (i * across + j) * tile_len };
                 let tile = &mut sums[at..at + tile_len];
-                ready.multiply(panel_a, panel_b, tile, steps.start == 0);
+                K::multiply(ready, panel_a, panel_b, tile, steps.start == 0);
                 if steps.end == self.k {
                     // SAFETY: the parts of a grid are disjoint, and so are the tiles of a part.
                     unsafe { self.target.store(tile, row, col.clone()) };

@@ -39,7 +39,7 @@ fn paired(even: __m512i, odd: __m512i) -> [__m512i; 2] {
 
 /// See [`super::turned_blocks`].
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn turned_blocks(panel: &mut [bf16], from: Operand, line: usize, steps: &Range<usize>) -> usize {
+pub(super) fn turned_blocks(panel: &mut [bf16], from: Operand<bf16>, line: usize, steps: &Range<usize>) -> usize {
     let blocks = steps.len() / BLOCK;
     let (blocks_of_panel, _) = panel.as_chunks_mut::<{ BLOCK * BLOCK }>();
     for (block, to) in blocks_of_panel.iter_mut().take(blocks).enumerate() {
@@ -66,7 +66,7 @@ pub(super) fn turned_blocks(panel: &mut [bf16], from: Operand, line: usize, step
 #[target_feature(enable = "avx512f")]
 pub(super) fn transposed<const W: usize>(
     panel: &mut [bf16],
-    from: Operand,
+    from: Operand<bf16>,
     lines: &Range<usize>,
     steps: &Range<usize>,
 ) -> usize {
@@ -99,7 +99,7 @@ pub(super) fn transposed<const W: usize>(
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) unsafe fn interleaved(
     panels: &mut [bf16],
-    from: Operand,
+    from: Operand<bf16>,
     line: usize,
     steps: &Range<usize>,
     (count, pairs, size): (usize, usize, usize),
