@@ -25,8 +25,8 @@ const PARTS: usize = 3;
 /// Elements of a block of one part: 32 lines of 32 steps.
 const SQUARE: usize = BLOCK * BLOCK;
 
-/// Panels of 48 KiB, 384 KiB of `a`, 768 KiB of `b`, sums of at most 1 MiB.
-const BLOCKING: Blocking = Blocking { depth: 256, depth_once: 256, a: 1 << 16, b: 1 << 17, b_once: 1 << 17, rows: 512 };
+/// Panels of 24 KiB (96 where all of a product's steps fit at once), 384 KiB of `a`, 768 KiB of `b`, sums of at most 1 MiB.
+const BLOCKING: Blocking = Blocking { depth: 128, depth_once: 512, a: 1 << 16, b: 1 << 17, b_once: 1 << 17, rows: 512 };
 
 /// Operands in f32; to have one is the proof that this CPU has AMX.
 #[derive(Clone, Copy)]
