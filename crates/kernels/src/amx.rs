@@ -290,6 +290,12 @@ mod tiles {
                     )
                 };
             }
+            // What the next block of `a` needs from L2.
+            macro_rules! prefetch {
+                ($at:literal) => {
+                    concat!(".irp x,0,64,128,192,256,320,384,448,512,576,640,704,768,832,896,960\nprefetcht0 [{a} + 6144 + ", $at, " + \\x]\n.endr")
+                };
+            }
             macro_rules! multiply {
                 () => {
                     "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7"
@@ -317,16 +323,22 @@ mod tiles {
                     load_a!("4096"),
                     load_b!("0"),
                     multiply!(),
+                    prefetch!("0"),
                     load_a!("2048"),
                     multiply!(),
+                    prefetch!("1024"),
                     load_b!("2048"),
                     multiply!(),
+                    prefetch!("2048"),
                     load_a!("0"),
                     multiply!(),
+                    prefetch!("3072"),
                     load_b!("4096"),
                     multiply!(),
+                    prefetch!("4096"),
                     load_b!("0"),
                     multiply!(),
+                    prefetch!("5120"),
                     "add {a}, 6144",
                     "add {b}, 6144",
                     "dec {blocks}",
