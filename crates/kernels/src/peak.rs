@@ -27,10 +27,12 @@ pub struct Bandwidth {
     pub copy: f64,
 }
 
-/// Peak f32 FLOP/s of all threads, at the [`level`] in use. A fused multiply-add counts 2.
+/// Peak f32 FLOP/s of all threads, at the [`level`] in use. A fused multiply-add counts 2. With AMX the rate of products in
+/// three parts of bf16 ([`f32_in_parts`]), where that is more.
 pub fn f32_flops() -> f64 {
     static PEAK: OnceLock<f64> = OnceLock::new();
     *PEAK.get_or_init(|| {
+        let in_parts = if f32_in_parts() { bf16_flops() / PRODUCTS_OF_PARTS } else { 0.0 };
         let (chain, flops): (fn(u64), usize) = match level() {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Amx => (x86::f32_avx512, 2 * 16),
@@ -38,8 +40,16 @@ pub fn f32_flops() -> f64 {
             Level::Avx2 => (x86::f32_avx2, 2 * 8),
             _ => (portable, 2 * PORTABLE_LANES),
         };
-        measure(chain, (flops * CHAINS) as f64)
+        measure(chain, (flops * CHAINS) as f64).max(in_parts)
     })
+}
+
+/// Products of bf16 that stand for one of f32 in three parts.
+const PRODUCTS_OF_PARTS: f64 = 6.0;
+
+/// True if products of f32 matrices are made of bf16's, in three exact parts of each value, at the [`level`] in use.
+pub fn f32_in_parts() -> bool {
+    simd::bf16(level()) == Some(Bf16::Tiles)
 }
 
 /// Peak FLOP/s of all threads on bf16 products summed in f32. Where the CPU has no such instruction, or a lower

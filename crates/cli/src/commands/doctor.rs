@@ -83,8 +83,10 @@ struct Memory {
 struct Peak {
     f32_gflops: f64,
     bf16_gflops: f64,
-    /// Whether the CPU multiplies bf16 itself.
+    /// Whether bf16 is multiplied by instructions for it.
     bf16_native: bool,
+    /// Whether f32 products are made of bf16's.
+    f32_in_parts: bool,
     read_gb_per_s: f64,
     copy_gb_per_s: f64,
 }
@@ -127,6 +129,7 @@ impl Report {
             f32_gflops: peak::f32_flops() / 1e9,
             bf16_gflops: peak::bf16_flops() / 1e9,
             bf16_native: peak::native_bf16(),
+            f32_in_parts: peak::f32_in_parts(),
             read_gb_per_s: bandwidth.read / 1e9,
             copy_gb_per_s: bandwidth.copy / 1e9,
         };
@@ -165,7 +168,7 @@ impl Report {
         }
         if !self.peak.bf16_native {
             add(
-                "the CPU does not multiply bf16 itself",
+                "the CPU does not multiply bf16 faster than f32",
                 "train with `train.dtype = \"f32\"` for speed; bf16 saves memory all the same",
             );
         }
@@ -205,7 +208,12 @@ impl Report {
         writeln!(out, "caches       L1d {}, L2 {}, L3 {}", size(caches.l1d), size(caches.l2), size(caches.l3))?;
         writeln!(out, "memory       {} free of {}", size(self.memory.available), size(self.memory.total))?;
         let native = if peak.bf16_native { "native" } else { "widened to f32" };
-        writeln!(out, "peak         {:.1} GFLOP/s f32, {:.1} bf16 ({native})", peak.f32_gflops, peak.bf16_gflops)?;
+        let parts = if peak.f32_in_parts { " (products in three parts of bf16)" } else { "" };
+        writeln!(
+            out,
+            "peak         {:.1} GFLOP/s f32{parts}, {:.1} bf16 ({native})",
+            peak.f32_gflops, peak.bf16_gflops
+        )?;
         writeln!(out, "bandwidth    {:.1} GB/s read, {:.1} copy", peak.read_gb_per_s, peak.copy_gb_per_s)?;
         if self.missing.is_empty() {
             writeln!(out, "missing      nothing")?;
@@ -294,6 +302,7 @@ fn instructions() -> Vec<&'static str> {
             ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
             ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
             ("avx512fp16", is_x86_feature_detected!("avx512fp16")),
+            ("amx", tallow_kernels::simd::best() >= tallow_kernels::simd::Level::Amx),
         ];
         all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
     }
