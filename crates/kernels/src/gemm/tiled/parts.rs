@@ -291,6 +291,33 @@ mod tests {
         }
     }
 
+    /// Where parts fall below 2^-126 no more than these is lost, in vectors as by the definition.
+    #[test]
+    fn tiny_and_huge_values() {
+        let (m, n, k) = (64, 64, 64);
+        for exponent in [-149, -140, -126, -118, -110, -100, -60, 60, 110] {
+            let scale = 2f64.powi(exponent) as f32;
+            let a: Vec<f32> = normal(m * k, 7).iter().map(|x| x * scale).collect();
+            let b = normal(k * n, 8);
+            for (sa, sb) in [(plain(k), turned(k)), (turned(m), plain(n))] {
+                for kernel in kernels() {
+                    let mut c = vec![f32::NAN; m * n];
+                    product(kernel, (m, n, k), (&a, sa), (&b, sb), Out::F32(&mut c, false));
+                    for (at, got) in c.iter().enumerate() {
+                        let (i, j) = (at / n, at % n);
+                        let term = |p: usize| {
+                            f64::from(a[i * sa.rows + p * sa.cols]) * f64::from(b[p * sb.rows + j * sb.cols])
+                        };
+                        let (want, size) = (0..k).map(term).fold((0.0, 0.0), |(x, s), t| (x + t, s + f64::abs(t)));
+                        let lost = 8.0 * k as f64 * f64::from(f32::MIN_POSITIVE);
+                        let most = size * 8.0 * f64::from(f32::EPSILON) + lost;
+                        assert!((f64::from(*got) - want).abs() <= most, "2^{exponent}: {got:e} {want:e}");
+                    }
+                }
+            }
+        }
+    }
+
     /// What is not finite stays in its row and column.
     #[test]
     fn infinity_is_nan_in_its_own_row_and_column() {

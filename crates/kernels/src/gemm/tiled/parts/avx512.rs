@@ -23,7 +23,9 @@ fn parts(x: __m512) -> [__m512i; PARTS] {
     let h = _mm512_and_si512(_mm512_castps_si512(x), upper);
     let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(h));
     let m = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(rest), _mm512_set1_epi32(0x8000)), upper);
-    [h, m, _mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(m)))]
+    // Nothing is lower but bits of values below 2^-126.
+    let l = _mm512_and_si512(_mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(m))), upper);
+    [h, m, l]
 }
 
 /// The upper halves of the words of two vectors.
