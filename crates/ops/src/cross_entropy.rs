@@ -17,7 +17,7 @@ use crate::{ReplacedRows, Table, Weight, reference};
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
 /// Bytes of f32 logits that exist at once, where that makes more rows than [`CHUNK_ROWS`].
-const CHUNK_BYTES: usize = 64 << 20;
+const CHUNK_BYTES: usize = 4 << 20;
 
 /// Rows of logits that exist at once at least: for each chunk the head is read twice, and the sum of its gradient too.
 const CHUNK_ROWS: usize = 512;
