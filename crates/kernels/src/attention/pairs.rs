@@ -196,7 +196,7 @@ pub(super) use native::{turned_steps_avx512, words_avx512};
 mod native {
     use std::arch::x86_64::{
         __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-        _mm512_permutexvar_epi16, _mm512_setzero_ps, _mm512_storeu_si512,
+        _mm512_permutexvar_epi16, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_si512,
     };
 
     use super::{Both, MultiplyAdd, Product, TILE_KEYS, blocks};
@@ -263,13 +263,14 @@ mod native {
         let order = unsafe { _mm512_loadu_si512(INTERLEAVED.as_ptr().cast()) };
         for (group, rows) in rows.chunks_exact(2 * VECTOR * TILE_KEYS).enumerate() {
             for key in (0..TILE_KEYS).step_by(VECTOR) {
-                let pairs = std::array::from_fn(|pair| {
-                    let (even, odd) = rows[2 * pair * TILE_KEYS..][..2 * TILE_KEYS].split_at(TILE_KEYS);
+                let mut pairs = [_mm512_setzero_si512(); VECTOR];
+                for (two, pair) in rows.chunks_exact(2 * TILE_KEYS).zip(&mut pairs) {
+                    let (even, odd) = two.split_at(TILE_KEYS);
                     // SAFETY: 16 values from `key` on are in either row.
                     let (even, odd) =
                         unsafe { (_mm512_loadu_ps(even[key..].as_ptr()), _mm512_loadu_ps(odd[key..].as_ptr())) };
-                    _mm512_permutexvar_epi16(order, rounded(even, odd))
-                });
+                    *pair = _mm512_permutexvar_epi16(order, rounded(even, odd));
+                }
                 for (i, row) in transpose(pairs).into_iter().enumerate() {
                     let to = &mut words[(key + i) * pitch + group * VECTOR..][..VECTOR];
                     // SAFETY: the slice has 16 words.

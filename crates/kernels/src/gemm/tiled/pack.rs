@@ -351,12 +351,10 @@ mod tests {
 
     #[test]
     fn every_element_comes_to_its_place() {
-        let pairs = |width, unit, pack: fn(&mut [bf16], Operand<bf16>, Range<usize>, Range<usize>, usize)| {
-            check("pairs", width, unit, |packed, from, lines, steps| pack(packed, from, lines, steps, unit));
-        };
-        pairs(12, 2, pack_pairs::<12>);
-        pairs(32, 2, pack_pairs::<32>);
-        pairs(32, 32, pack_pairs::<32>);
+        for unit in [2, 32] {
+            check("pairs", 12, unit, |packed, from, lines, steps| pack_pairs::<12>(packed, from, lines, steps, unit));
+            check("pairs", 32, unit, |packed, from, lines, steps| pack_pairs::<32>(packed, from, lines, steps, unit));
+        }
         check("tiles", BLOCK, BLOCK, pack_tiles);
     }
 }

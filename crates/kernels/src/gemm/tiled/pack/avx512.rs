@@ -43,15 +43,16 @@ pub(super) fn turned_blocks(panel: &mut [bf16], from: Operand<bf16>, line: usize
     let blocks = steps.len() / BLOCK;
     let (blocks_of_panel, _) = panel.as_chunks_mut::<{ BLOCK * BLOCK }>();
     for (block, to) in blocks_of_panel.iter_mut().take(blocks).enumerate() {
-        let mut tiles = [[_mm512_setzero_si512(); PAIRS]; 2];
-        for pair in 0..PAIRS {
-            let row = |step: usize| {
-                let at = (steps.start + block * BLOCK + step) * from.step + line;
-                // SAFETY: the slice has the 32 elements.
-                unsafe { _mm512_loadu_si512(from.values[at..at + BLOCK].as_ptr().cast()) }
-            };
-            [tiles[0][pair], tiles[1][pair]] = paired(row(2 * pair), row(2 * pair + 1));
+        let [mut upper, mut lower] = [[_mm512_setzero_si512(); PAIRS]; 2];
+        for (pair, (upper, lower)) in upper.iter_mut().zip(&mut lower).enumerate() {
+            let at = (steps.start + block * BLOCK + 2 * pair) * from.step + line;
+            let (even, odd) = (&from.values[at..at + BLOCK], &from.values[at + from.step..at + from.step + BLOCK]);
+            // SAFETY: the slices have 32 elements.
+            let (even, odd) =
+                unsafe { (_mm512_loadu_si512(even.as_ptr().cast()), _mm512_loadu_si512(odd.as_ptr().cast())) };
+            [*upper, *lower] = paired(even, odd);
         }
+        let tiles = [upper, lower];
         for (tile, to) in tiles.into_iter().zip(to.chunks_exact_mut(PAIRS * BLOCK)) {
             for (row, to) in transpose(tile).into_iter().zip(to.chunks_exact_mut(BLOCK)) {
                 // SAFETY: the slice has 32 elements.

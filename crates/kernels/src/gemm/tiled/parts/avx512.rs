@@ -28,6 +28,14 @@ fn parts(x: __m512) -> [__m512i; PARTS] {
     [h, m, l]
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(values: &[f32]) -> __m512 {
+    let values = &values[..WORDS];
+    // SAFETY: 16 values are there.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
 /// The upper halves of the words of two vectors.
 const UPPER: [u16; 2 * WORDS] = {
     let mut order = [0; 2 * WORDS];
@@ -45,22 +53,24 @@ const UPPER: [u16; 2 * WORDS] = {
 fn row(values: &[f32]) -> [__m512i; PARTS] {
     // SAFETY: 64 bytes are there.
     let order = unsafe { _mm512_loadu_si512(UPPER.as_ptr().cast()) };
-    let [first, second] = [&values[..WORDS], &values[WORDS..2 * WORDS]].map(|x| {
-        // SAFETY: 16 values are there.
-        parts(unsafe { _mm512_loadu_ps(x.as_ptr()) })
-    });
-    std::array::from_fn(|part| _mm512_permutex2var_epi16(first[part], order, second[part]))
+    let (first, second) = (parts(load(values)), parts(load(&values[WORDS..])));
+    // Closures would not be inlined into functions without these instructions.
+    let mut all = first;
+    for (first, second) in all.iter_mut().zip(second) {
+        *first = _mm512_permutex2var_epi16(*first, order, second);
+    }
+    all
 }
 
 /// The parts of 16 neighbouring lines of two steps, a pair a word.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn pairs(even: &[f32], odd: &[f32]) -> [__m512i; PARTS] {
-    let [even, odd] = [&even[..WORDS], &odd[..WORDS]].map(|x| {
-        // SAFETY: 16 values are there.
-        parts(unsafe { _mm512_loadu_ps(x.as_ptr()) })
-    });
-    std::array::from_fn(|part| _mm512_or_si512(_mm512_srli_epi32::<16>(even[part]), odd[part]))
+    let (mut all, odd) = (parts(load(even)), parts(load(odd)));
+    for (even, odd) in all.iter_mut().zip(odd) {
+        *even = _mm512_or_si512(_mm512_srli_epi32::<16>(*even), odd);
+    }
+    all
 }
 
 #[inline]
@@ -77,6 +87,17 @@ fn two<'a>(from: Operand<'a, f32>, line: usize, step: usize) -> (&'a [f32], &'a 
     (&from.values[step * from.step + line..], &from.values[(step + 1) * from.step + line..])
 }
 
+/// One part of 16 rows of words, turned.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turned(rows: &[[__m512i; PARTS]; WORDS], part: usize) -> [__m512i; WORDS] {
+    let mut of_part = [_mm512_setzero_si512(); WORDS];
+    for (words, row) in of_part.iter_mut().zip(rows) {
+        *words = row[part];
+    }
+    transpose(of_part)
+}
+
 /// A block of `a`: `[part][line][step]`.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn pack_a(block: &mut [bf16], from: Operand<f32>, line: usize, step: usize) {
@@ -89,14 +110,13 @@ pub(super) fn pack_a(block: &mut [bf16], from: Operand<f32>, line: usize, step: 
         return;
     }
     for half in [0, WORDS] {
-        let mut turned = [[_mm512_setzero_si512(); WORDS]; PARTS];
-        for pair in 0..WORDS {
+        let mut rows = [[_mm512_setzero_si512(); PARTS]; WORDS];
+        for (pair, row) in rows.iter_mut().enumerate() {
             let (even, odd) = two(from, line + half, step + 2 * pair);
-            let words = pairs(even, odd);
-            (0..PARTS).for_each(|part| turned[part][pair] = words[part]);
+            *row = pairs(even, odd);
         }
-        for (part, turned) in turned.into_iter().enumerate() {
-            for (i, x) in transpose(turned).into_iter().enumerate() {
+        for part in 0..PARTS {
+            for (i, x) in turned(&rows, part).into_iter().enumerate() {
                 store(&mut block[part * SQUARE + (half + i) * BLOCK..], x);
             }
         }
@@ -108,13 +128,12 @@ pub(super) fn pack_a(block: &mut [bf16], from: Operand<f32>, line: usize, step: 
 pub(super) fn pack_b(block: &mut [bf16], from: Operand<f32>, line: usize, step: usize) {
     for half in [0, WORDS] {
         if from.step == 1 {
-            let mut turned = [[_mm512_setzero_si512(); WORDS]; PARTS];
-            for i in 0..WORDS {
-                let words = row(&from.values[(line + half + i) * from.line + step..]);
-                (0..PARTS).for_each(|part| turned[part][i] = words[part]);
+            let mut rows = [[_mm512_setzero_si512(); PARTS]; WORDS];
+            for (i, words) in rows.iter_mut().enumerate() {
+                *words = row(&from.values[(line + half + i) * from.line + step..]);
             }
-            for (part, turned) in turned.into_iter().enumerate() {
-                for (pair, x) in transpose(turned).into_iter().enumerate() {
+            for part in 0..PARTS {
+                for (pair, x) in turned(&rows, part).into_iter().enumerate() {
                     store(&mut block[part * SQUARE + pair * 2 * NR + 2 * half..], x);
                 }
             }
