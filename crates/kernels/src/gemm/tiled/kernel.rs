@@ -129,19 +129,22 @@ impl Kernel for InBf16 {
     }
 
     fn multiply(ready: &Ready, a: &[bf16], b: &[bf16], tile: &mut [f32], fresh: bool) {
-        match ready {
+        // Where there are no such instructions there is no kernel.
+        #[cfg(not(any(test, target_arch = "x86_64")))]
+        let _ = (a, b, tile, fresh);
+        match *ready {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: there is such a kernel only where the CPU has the instructions.
             Ready::Pairs => unsafe { pairs(a, b, tile, fresh) },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Ready::Tiles(tiles) => {
+            Ready::Tiles(ref tiles) => {
                 let blocks = b.len() / (32 * NR);
                 assert!(a.len() >= blocks * 32 * 32 && tile.len() >= 32 * NR);
                 // SAFETY: both panels have `blocks` times 32 steps of 32 lines, and the tile is 32 x 32.
                 unsafe { tiles.square(a.as_ptr().cast(), b.as_ptr().cast(), tile.as_mut_ptr(), blocks, fresh) }
             }
             #[cfg(test)]
-            Ready::Scalar { tiles } => scalar(*tiles, a, b, tile, fresh),
+            Ready::Scalar { tiles } => scalar(tiles, a, b, tile, fresh),
         }
     }
 }
